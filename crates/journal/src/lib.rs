@@ -1,0 +1,163 @@
+//! The one door for what is not deterministic: inputs enter the machine only as [`Input`], at an
+//! execution point; outputs leave it only as [`Output`].
+//!
+//! Live run, replay and backup differ in where an `Input` comes from and when an `Output` may
+//! leave; nothing else about the machine differs (mechanisms L5, F12).
+
+#![forbid(unsafe_code)]
+
+use minicbor::{Decode, Encode};
+use types::{ExecutionPoint, VirtualTime};
+
+/// What entered the machine from outside (mechanism L5).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Input {
+    /// The host clock moved: from here virtual time is `vtime_ns` and advances by
+    /// `rate_millins` thousandths of a nanosecond per branch.
+    #[n(0)]
+    ClockAnchor {
+        /// Virtual time at this point, ns; never before the machine's own.
+        #[n(0)]
+        vtime_ns: u64,
+        /// Thousandths of a nanosecond per branch, 1 or more.
+        #[n(1)]
+        rate_millins: u64,
+    },
+    /// Bytes typed at serial port or console `port`.
+    #[n(1)]
+    Console {
+        /// Which console (see `ConsolePort`).
+        #[n(0)]
+        port: u32,
+        /// The bytes.
+        #[cbor(n(1), with = "minicbor::bytes")]
+        bytes: Vec<u8>,
+    },
+    /// A frame arrived for network card `nic`.
+    #[n(2)]
+    NetReceive {
+        /// Index of the card.
+        #[n(0)]
+        nic: u32,
+        /// Ethernet frame without FCS, preceded by nothing.
+        #[cbor(n(1), with = "minicbor::bytes")]
+        frame: Vec<u8>,
+    },
+    /// Somebody pressed the power button.
+    #[n(3)]
+    PowerButton,
+    /// The network link of card `nic` went up or down.
+    #[n(4)]
+    NetLink {
+        /// Index of the card.
+        #[n(0)]
+        nic: u32,
+        /// Whether the link is up.
+        #[n(1)]
+        up: bool,
+    },
+}
+
+/// An [`Input`] with the execution point at which it entered (mechanism L1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Where the machine was.
+    pub point: ExecutionPoint,
+    /// What entered.
+    pub input: Input,
+}
+
+/// What leaves the machine for the outside world. It is never logged, only checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Bytes written to serial port or console `port`.
+    Console {
+        /// Which console.
+        port: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// A frame sent by network card `nic`.
+    NetTransmit {
+        /// Index of the card.
+        nic: u32,
+        /// Ethernet frame without FCS.
+        frame: Vec<u8>,
+    },
+    /// A request to disk `disk`; its completion enters the machine at a point computed from the
+    /// request's own, so it needs no journal.
+    Disk {
+        /// Index of the disk.
+        disk: u32,
+        /// The request.
+        request: DiskRequest,
+    },
+}
+
+/// A disk request with private buffers (mechanism F12: bytes enter guest memory on delivery).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskRequest {
+    /// Unique among requests in flight of one disk.
+    pub id: u64,
+    /// What to do.
+    pub operation: DiskOperation,
+}
+
+/// The operation of a [`DiskRequest`]; offsets and lengths are bytes, multiples of 512.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskOperation {
+    /// Read `len` bytes at `offset`.
+    Read {
+        /// Byte offset on the disk.
+        offset: u64,
+        /// Bytes to read.
+        len: u32,
+    },
+    /// Write `data` at `offset`.
+    Write {
+        /// Byte offset on the disk.
+        offset: u64,
+        /// What to write.
+        data: Vec<u8>,
+    },
+    /// Make everything written so far durable.
+    Flush,
+    /// The range need not be kept; reads of it may return anything stable.
+    Discard {
+        /// Byte offset on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The range reads as zeroes from now on.
+    WriteZeroes {
+        /// Byte offset on the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// What became of a [`DiskRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskCompletion {
+    /// The request's id.
+    pub id: u64,
+    /// Data of a read (empty otherwise), or the fact that the host failed to do it.
+    pub result: Result<Vec<u8>, DiskFailed>,
+}
+
+/// The host could not carry out a request; the guest sees an I/O error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskFailed;
+
+/// Wall-clock time of the guest's CMOS clock at virtual time zero, nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct WallClock(#[n(0)] pub u64);
+
+impl WallClock {
+    /// Wall-clock nanoseconds since 1970 at virtual time `at`.
+    pub const fn at(self, at: VirtualTime) -> u64 {
+        self.0.saturating_add(at.0)
+    }
+}
