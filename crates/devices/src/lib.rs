@@ -1,1 +1,10 @@
-//! placeholder
+//! Devices as pure state machines: chipset, PCI and virtio.
+//!
+//! Invariants: a device knows no host; what it wants done comes out as an [`Effect`], in order;
+//! time is the virtual time it is called with; every device saves all it is in one section.
+
+#![forbid(unsafe_code)]
+
+mod device;
+
+pub use device::{Device, DeviceContext, Effect, Effects, PortRange, PowerEvent};

@@ -1,1 +1,15 @@
-//! placeholder
+//! Guest RAM: one shared mapping, the write trap, epochs, code pages and page hashes.
+//!
+//! Invariants: every write by the guest or a device runs the write trap of its page first, once an
+//! epoch; no Rust reference into guest memory ever exists, only copies in and out; RAM is never
+//! moved or hole-punched while mapped.
+
+mod mapping;
+mod ram;
+mod traps;
+mod view;
+
+pub use mapping::RamError;
+pub use ram::{Layout, NoRam, Ram, RamOffset};
+pub use traps::Epoch;
+pub use view::RamView;

@@ -1,0 +1,120 @@
+//! The write trap: per page, in which epoch it was last written and which of its bytes are code.
+//!
+//! A consumer of dirty pages (hash, migration, checkpoint) opens an epoch and later asks for the
+//! pages whose last write is in it or after. Opening one costs a counter and a TLB drop, whatever
+//! the size of RAM (mechanisms M4, C3).
+
+/// Number of an epoch; the first is 1. A page never written has epoch 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Epoch(pub(crate) u32);
+
+/// Bytes of a page that one bit of its code mask stands for.
+pub(crate) const GRANULE_SIZE: u64 = 64;
+
+pub(crate) struct Traps {
+    epoch: u32,
+    written: Vec<u32>,
+    code: Vec<u64>,
+    generation: Vec<u32>,
+    code_writes: u64,
+}
+
+impl Traps {
+    pub(crate) fn new(pages: usize) -> Traps {
+        Traps {
+            epoch: 1,
+            written: vec![0; pages],
+            code: vec![0; pages],
+            generation: vec![0; pages],
+            code_writes: 0,
+        }
+    }
+
+    pub(crate) fn begin_epoch(&mut self) -> Epoch {
+        self.epoch = self.epoch.checked_add(1).expect("fewer than 2^32 epochs");
+        Epoch(self.epoch)
+    }
+
+    /// Runs before the first write to `page` in an epoch; cheap on every later one.
+    #[inline]
+    pub(crate) fn before_write(&mut self, page: usize) {
+        if self.written[page] != self.epoch {
+            self.written[page] = self.epoch;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn written_since(&self, page: usize, epoch: Epoch) -> bool {
+        self.written[page] >= epoch.0
+    }
+
+    pub(crate) fn ever_written(&self, page: usize) -> bool {
+        self.written[page] != 0
+    }
+
+    /// Marks `len` bytes at `offset` of `page` as decoded code; true if the page held none before.
+    pub(crate) fn mark_code(&mut self, page: usize, offset: u64, len: u64) -> bool {
+        let fresh = self.code[page] == 0;
+        self.code[page] |= granules(offset, len);
+        fresh
+    }
+
+    #[inline]
+    pub(crate) fn holds_code(&self, page: usize) -> bool {
+        self.code[page] != 0
+    }
+
+    #[inline]
+    pub(crate) fn generation(&self, page: usize) -> u32 {
+        self.generation[page]
+    }
+
+    #[inline]
+    pub(crate) fn code_writes(&self) -> u64 {
+        self.code_writes
+    }
+
+    /// Drops what engines derived from `page` if the written bytes were code.
+    #[inline]
+    pub(crate) fn invalidate_code(&mut self, page: usize, offset: u64, len: u64) {
+        if self.code[page] & granules(offset, len) != 0 {
+            self.code[page] = 0;
+            self.generation[page] = self.generation[page].wrapping_add(1);
+            self.code_writes += 1;
+        }
+    }
+}
+
+/// The mask bits of `len` bytes (1 or more) at `offset` of a page.
+fn granules(offset: u64, len: u64) -> u64 {
+    let first = offset / GRANULE_SIZE;
+    let last = (offset + len.max(1) - 1).min(4095) / GRANULE_SIZE;
+    let count = last - first + 1;
+    let ones = if count == 64 { u64::MAX } else { (1 << count) - 1 };
+    ones << first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn granules_cover_exactly_the_bytes() {
+        assert_eq!(granules(0, 1), 1);
+        assert_eq!(granules(63, 2), 0b11);
+        assert_eq!(granules(0, 4096), u64::MAX);
+        assert_eq!(granules(4095, 1), 1 << 63);
+    }
+
+    #[test]
+    fn code_write_outside_granule_keeps_generation() {
+        let mut traps = Traps::new(2);
+        assert!(traps.mark_code(1, 128, 10));
+        assert!(!traps.mark_code(1, 140, 10));
+        traps.invalidate_code(1, 0, 64);
+        assert_eq!(traps.generation(1), 0);
+        traps.invalidate_code(1, 100, 29);
+        assert_eq!(traps.generation(1), 1);
+        assert!(!traps.holds_code(1));
+    }
+}
