@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+pub mod lapic;
 mod registers;
 
 pub use bus::Bus;

@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chipset;
 mod device;
+pub mod pci;
+pub mod virtio;
 
 pub use device::{Device, DeviceContext, Effect, Effects, PortRange, PowerEvent};

@@ -1,0 +1,1 @@
+//! The chipset of a PC: one file per device.

@@ -1,0 +1,1 @@
+//! Virtio 1.x devices over PCI.
