@@ -1,1 +1,29 @@
-fn main() {}
+//! `cargo xtask`: everything about this workspace that is more than one command of cargo.
+//!
+//! One file per verb; `guest` asks the recipes in `tools/guests`.
+#![forbid(unsafe_code)]
+
+mod guest;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Set-up, tests, images and benchmarks of Doppel.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Builds guest images from Debian packages into the cache.
+    Guest(guest::Guest),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().verb {
+        Verb::Guest(guest) => guest.run(),
+    }
+}
