@@ -1,0 +1,189 @@
+//! qcow2 images through the `imago` library, with its pitfalls fenced off.
+//!
+//! A panic in the library is caught and turned into [`DiskError::Library`]; from then on the image
+//! is not touched again, and its caches are leaked rather than written, because their state is
+//! unknown. A guest's flush needs the library's `flush` (metadata caches) *and* `sync`.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+
+use crate::backend::check_range;
+use crate::chain::Layer;
+use crate::{BlockBackend, DiskError, Format};
+
+/// A qcow2 image and its backing files, open and locked.
+pub struct Qcow2Disk {
+    path: PathBuf,
+    /// `None` only while dropping.
+    access: Option<FormatAccess<File>>,
+    size: u64,
+    read_only: bool,
+    flush_lost: bool,
+    /// The library panicked.
+    broken: bool,
+}
+
+impl std::fmt::Debug for Qcow2Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Qcow2Disk")
+            .field("path", &self.path)
+            .field("size", &self.size)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Qcow2Disk {
+    /// Assembles a checked chain, topmost layer first; only the top is ever written.
+    pub(crate) fn new(layers: Vec<Layer>, read_only: bool) -> Result<Qcow2Disk, DiskError> {
+        let path = layers[0].path.clone();
+        let last = layers.len() - 1;
+        let mut below: Option<FormatAccess<File>> = None;
+        for (index, layer) in layers.into_iter().enumerate().rev() {
+            let writable = index == 0 && !read_only;
+            debug_assert!(index == last || below.is_some());
+            below = Some(open_layer(layer, below.take(), writable)?);
+        }
+        let size = below.as_ref().map_or(0, FormatAccess::size);
+        Ok(Qcow2Disk { path, access: below, size, read_only, flush_lost: false, broken: false })
+    }
+
+    fn check_change(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        if self.read_only {
+            return Err(DiskError::ReadOnly { path: self.path.clone() });
+        }
+        check_range(offset, len, self.size)
+    }
+
+    /// Runs a library call; its error names the operation, its panic breaks the disk.
+    fn call(
+        &mut self,
+        operation: &'static str,
+        offset: u64,
+        len: u64,
+        body: impl FnOnce(&mut FormatAccess<File>) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
+        let path = &self.path;
+        let Some(access) = self.access.as_mut().filter(|_| !self.broken) else {
+            let what = "an earlier request failed inside it".to_owned();
+            return Err(DiskError::Library { path: path.clone(), what });
+        };
+        match catch_unwind(AssertUnwindSafe(|| body(access))) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => {
+                Err(DiskError::Io { path: path.clone(), operation, offset, len, source })
+            }
+            Err(panic) => {
+                self.broken = true;
+                Err(DiskError::Library { path: path.clone(), what: panic_text(panic) })
+            }
+        }
+    }
+}
+
+fn open_layer(
+    layer: Layer,
+    below: Option<FormatAccess<File>>,
+    writable: bool,
+) -> Result<FormatAccess<File>, DiskError> {
+    let path = layer.path;
+    let opened = catch_unwind(AssertUnwindSafe(|| -> io::Result<FormatAccess<File>> {
+        let options = StorageOpenOptions::new().filename(&path).write(writable);
+        let storage = File::from_open_file(layer.file, options)?;
+        match layer.format {
+            Format::Raw => Raw::builder(storage)
+                .write(writable)
+                .open(DenyImplicitOpenGate::default())
+                .map(FormatAccess::new),
+            Format::Qcow2 => Qcow2::<File>::builder(storage)
+                .write(writable)
+                .backing(below)
+                .data_file(None)
+                .open(DenyImplicitOpenGate::default())
+                .map(FormatAccess::new),
+        }
+    }));
+    match opened {
+        Ok(Ok(access)) => Ok(access),
+        Ok(Err(error)) => Err(library_refusal(&path, &error)),
+        Err(panic) => Err(DiskError::Library { path, what: panic_text(panic) }),
+    }
+}
+
+fn library_refusal(path: &Path, error: &io::Error) -> DiskError {
+    DiskError::Corrupt { path: path.into(), what: error.to_string() }
+}
+
+fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        return (*text).to_owned();
+    }
+    panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panic without a message".into())
+}
+
+impl BlockBackend for Qcow2Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let len = buffer.len() as u64;
+        check_range(offset, len, self.size)?;
+        self.call("read", offset, len, |access| access.read(buffer, offset))
+    }
+
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        let len = data.len() as u64;
+        self.check_change(offset, len)?;
+        self.call("write", offset, len, |access| access.write(data, offset))
+    }
+
+    fn flush(&mut self) -> Result<(), DiskError> {
+        if self.flush_lost {
+            return Err(DiskError::FlushLost { path: self.path.clone() });
+        }
+        if self.read_only {
+            return Ok(());
+        }
+        let size = self.size;
+        let flushed = self.call("flush", 0, size, |access| {
+            access.flush()?;
+            access.sync()
+        });
+        self.flush_lost = flushed.is_err();
+        flushed
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.check_change(offset, len)?;
+        self.call("discard", offset, len, |access| access.discard_to_zero(offset, len))
+    }
+
+    fn write_zeroes(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.check_change(offset, len)?;
+        self.call("zero", offset, len, |access| access.write_zeroes(offset, len))
+    }
+}
+
+impl Drop for Qcow2Disk {
+    fn drop(&mut self) {
+        let Some(access) = self.access.take() else { return };
+        if self.broken {
+            // Dropping would write back caches of unknown state; see the module's header.
+            std::mem::forget(access);
+        } else if catch_unwind(AssertUnwindSafe(|| drop(access))).is_err() {
+            tracing::error!(path = ?self.path, "the qcow2 library failed while closing an image");
+        }
+    }
+}
