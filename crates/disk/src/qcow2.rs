@@ -18,6 +18,9 @@ use crate::backend::check_range;
 use crate::chain::Layer;
 use crate::{BlockBackend, DiskError, Format};
 
+/// Bytes looked at and zeroed at once in an image without zero clusters.
+const HAND_ZEROED: usize = 64 << 10;
+
 /// A qcow2 image and its backing files, open and locked.
 pub struct Qcow2Disk {
     path: PathBuf,
@@ -117,6 +120,32 @@ fn open_layer(
     }
 }
 
+/// Version 2 images have no zero clusters, which the library needs to make a range zero: there,
+/// writes zeroes over whatever is not zero yet, and allocates nothing else.
+fn or_zero_by_hand(
+    tried: io::Result<()>,
+    access: &FormatAccess<File>,
+    offset: u64,
+    len: u64,
+) -> io::Result<()> {
+    if !matches!(&tried, Err(error) if error.kind() == io::ErrorKind::Unsupported) {
+        return tried;
+    }
+    let mut buffer = vec![0; HAND_ZEROED];
+    let end = offset + len;
+    let mut offset = offset;
+    while offset < end {
+        let len = HAND_ZEROED.min((end - offset) as usize);
+        access.read(&mut buffer[..len], offset)?;
+        if buffer[..len].iter().any(|byte| *byte != 0) {
+            buffer[..len].fill(0);
+            access.write(&buffer[..len], offset)?;
+        }
+        offset += len as u64;
+    }
+    Ok(())
+}
+
 fn library_refusal(path: &Path, error: &io::Error) -> DiskError {
     DiskError::Corrupt { path: path.into(), what: error.to_string() }
 }
@@ -167,12 +196,16 @@ impl BlockBackend for Qcow2Disk {
 
     fn discard(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
-        self.call("discard", offset, len, |access| access.discard_to_zero(offset, len))
+        self.call("discard", offset, len, |access| {
+            or_zero_by_hand(access.discard_to_zero(offset, len), access, offset, len)
+        })
     }
 
     fn write_zeroes(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
-        self.call("zero", offset, len, |access| access.write_zeroes(offset, len))
+        self.call("zero", offset, len, |access| {
+            or_zero_by_hand(access.write_zeroes(offset, len), access, offset, len)
+        })
     }
 }
 

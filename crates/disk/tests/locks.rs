@@ -70,7 +70,10 @@ fn image_open_in_qemu_is_refused_to_us() {
         }
         drop(holder);
         let holder = Holder::new(&scratch, name, format, true);
-        assert!(matches!(refusal(&path, None, false), DiskError::InUse { .. }));
+        // qemu-io, unlike qemu-img and a guest's disk, lets others write below a raw reader.
+        if format == "qcow2" {
+            assert!(matches!(refusal(&path, None, false), DiskError::InUse { .. }));
+        }
         open_as(&path, None, true).unwrap();
         drop(holder);
         open_rw(&path);
@@ -84,10 +87,9 @@ fn image_open_in_ours_is_refused_to_qemu() {
         let path = scratch.create(name, format, "", "1M");
         let write = ["-f", format, "-c", "write 0 512", name];
         let read = ["-r", "-f", format, "-c", "read 0 512", name];
+        let convert = ["convert", "-f", format, "-O", "raw", name, "copy.raw"];
         let writer = open_rw(&path);
-        for (tool, arguments) in
-            [("qemu-io", &write[..]), ("qemu-io", &read[..]), ("qemu-img", &["info", name])]
-        {
+        for (tool, arguments) in [("qemu-io", &write[..]), ("qemu-img", &convert)] {
             let output = scratch.try_qemu(tool, arguments);
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(said.contains("lock"), "{tool} {arguments:?} on {format}: {said}");
@@ -96,6 +98,7 @@ fn image_open_in_ours_is_refused_to_qemu() {
         let reader = open_as(&path, None, true).unwrap();
         let said = scratch.try_qemu("qemu-io", &write).stderr;
         assert!(String::from_utf8_lossy(&said).contains("lock"));
+        scratch.qemu("qemu-img", &convert);
         scratch.qemu("qemu-io", &read);
         scratch.qemu("qemu-img", &["info", name]);
         drop(reader);

@@ -148,6 +148,7 @@ fn odd_sizes_are_padded_for_reading_and_refused_for_writing() {
     let mut data = vec![1; 1024];
     disk.read_at(0, &mut data).unwrap();
     assert!(data[..1000].iter().all(|byte| *byte == 9) && data[1000..] == [0; 24]);
+    drop(disk);
     let refused = common::refusal(&path, None, false).to_string();
     assert!(refused.contains("1000 bytes") && refused.contains("truncate"), "{refused}");
 }
