@@ -233,6 +233,7 @@ pub(crate) fn uses_x87(instruction: &Instruction) -> bool {
         .iter()
         .any(|feature| matches!(*feature, FPU | FPU287 | FPU387 | MMX));
     by_feature
+        || instruction.mnemonic() == Mnemonic::Wait
         || instruction.op_kinds().enumerate().any(|(operand, kind)| {
             kind == OpKind::Register && {
                 let register = instruction.op_register(operand as u32);

@@ -79,7 +79,7 @@ const ROWS: &[Row] = &[
         64,
         &[0x48, 0x01, 0x34, 0x1e],
         (&[(RSI, 3), (RBX, 9)], 0, 40),
-        (&[(RSI, 3), (RBX, 9)], 0, 43),
+        (&[(RSI, 3), (RBX, 9)], PF, 43),
     ),
     // inc eax in its short form, carry kept
     row(
