@@ -1,0 +1,1 @@
+//! Tests that drive the devices from the guest side.
