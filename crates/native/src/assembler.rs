@@ -99,6 +99,14 @@ impl Assembler {
         self.memory(3, base, displacement);
     }
 
+    /// Skips the `load_mxcsr_constant` that follows if the upper 16 of 32 bits at `[base]` are 0.
+    pub(crate) fn skip_if_high_half_zero(&mut self, base: u8) {
+        self.put(&[0xf7]); // test dword [base], ffff0000h
+        self.memory(0, base, 0);
+        self.put(&0xffff_0000u32.to_le_bytes());
+        self.put(&[0x74, 7]); // jz
+    }
+
     /// `ldmxcsr [rip + ..]` of the constant at offset `constant`; this stub begins at `origin`.
     pub(crate) fn load_mxcsr_constant(&mut self, origin: usize, constant: usize) {
         self.put(&[0x0f, 0xae, 0x15]);

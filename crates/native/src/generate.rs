@@ -21,9 +21,12 @@ const FX: i32 = offset_of!(Registers, fx) as i32;
 const FX_OPCODE: i32 = FX + 6;
 const FX_POINTERS: i32 = FX + 8;
 const MXCSR: i32 = FX + 24;
+const MXCSR_MASK: i32 = FX + 28;
 
 /// Offset in code memory of the host's MXCSR, 1F80h.
 pub(crate) const HOST_MXCSR_AT: usize = 16;
+/// Offset in code memory of an MXCSR that LDMXCSR refuses.
+pub(crate) const INVALID_MXCSR_AT: usize = 32;
 
 fn gpr(guest: u8) -> i32 {
     (offset_of!(Registers, gpr) + usize::from(guest) * 8) as i32
@@ -97,6 +100,10 @@ impl Generator<'_> {
         for placed in plan.gprs.iter().filter(|placed| placed.load) {
             self.code.load_gpr(placed.host, context, gpr(placed.guest));
         }
+        if plan.loads_mxcsr {
+            self.code.skip_if_high_half_zero(self.data);
+            self.code.load_mxcsr_constant(self.origin, INVALID_MXCSR_AT);
+        }
         if let Some(bits) = plan.bit_string {
             self.code.move_sized(false, bits.size, bits.scratch, self.data);
         }
@@ -132,7 +139,8 @@ impl Generator<'_> {
         }
     }
 
-    /// Stores x87 state, leaving the XMM part and the pointers of the area zero.
+    /// Stores x87 state, leaving zero what is not the guest's: the XMM part, the pointers, and the
+    /// host's MXCSR_MASK.
     fn store_x87(&mut self) {
         for number in members(self.plan.load_vectors | self.plan.store_vectors) {
             self.code.zero_xmm(number);
@@ -140,6 +148,7 @@ impl Generator<'_> {
         self.code.store_x87(self.context, FX);
         self.code.zero_memory(self.context, FX_OPCODE, 2);
         self.code.zero_memory(self.context, FX_POINTERS, 16);
+        self.code.zero_memory(self.context, MXCSR_MASK, 4);
         if let Some((offset, size)) = self.plan.fpu_pointers {
             self.code.zero_memory(self.data, i32::from(offset), size);
         }

@@ -60,6 +60,8 @@ pub(crate) struct Plan {
     pub(crate) is_vex: bool,
     pub(crate) uses_x87: bool,
     pub(crate) uses_mxcsr: bool,
+    /// The operand is a new MXCSR. AMD's bit 17 is reserved for the guest, on every host.
+    pub(crate) loads_mxcsr: bool,
     /// The operand's address belongs in RDI and the guest registers' in RSI.
     pub(crate) memory_is_rdi: bool,
     pub(crate) bit_string: Option<BitString>,
@@ -96,6 +98,7 @@ pub(crate) fn plan(
         is_vex: is_vex && used.vector_load | used.vector_store != 0,
         uses_x87: rewrite::uses_x87(neutral),
         uses_mxcsr: rewrite::uses_mxcsr(neutral),
+        loads_mxcsr: matches!(neutral.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr),
         memory_is_rdi: rewrite::memory_is_rdi(neutral),
         bit_string: None,
         fpu_pointers: fpu_pointers(neutral.code()),

@@ -8,7 +8,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use crate::code_memory::{CODE_SIZE, CodeMemory};
 use crate::fault::{self, Watch};
-use crate::generate::{self, HOST_MXCSR_AT};
+use crate::generate::{self, HOST_MXCSR_AT, INVALID_MXCSR_AT};
 use crate::{NativeError, NativeFault, Operand, plan, rewrite, support};
 
 /// Stubs begin at multiples of this.
@@ -56,6 +56,7 @@ impl Stubs {
         support()?;
         let mut code = CodeMemory::new()?;
         code.write(HOST_MXCSR_AT, &HOST_MXCSR.to_le_bytes(), 0);
+        code.write(INVALID_MXCSR_AT, &u32::MAX.to_le_bytes(), 0);
         let watch = fault::watch(&code)?;
         Ok(Stubs {
             _watch: watch,
