@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use guests::{Cache, Kernel, KernelFiles};
+use guests::{Cache, Debian, Kernel, KernelFiles};
 
 /// Builds guest images from Debian packages, and keeps them in `.cache/guests`.
 #[derive(Args, Debug)]
@@ -76,7 +76,7 @@ impl Guest {
         }
         if self.wants(Image::Debian) {
             let debian = guests::debian(&cache, self.force)?;
-            show("debian raw", &debian.raw)?;
+            show_debian(&debian)?;
         }
         println!("done in {:.1} s", start.elapsed().as_secs_f64());
         Ok(())
@@ -108,5 +108,15 @@ fn show_kernel(which: Kernel, kernel: &KernelFiles) -> Result<()> {
 fn show(what: &str, path: &Path) -> Result<()> {
     let size = fs::metadata(path)?.len();
     println!("{what:18} {:8.1} MiB  {}", size as f64 / f64::from(1 << 20), path.display());
+    Ok(())
+}
+
+fn show_debian(debian: &Debian) -> Result<()> {
+    show("debian raw", &debian.raw)?;
+    show("debian qcow2", &debian.qcow2)?;
+    for (which, files, initramfs) in &debian.kernels {
+        show_kernel(*which, files)?;
+        show(&format!("debian {}", which.name()), initramfs)?;
+    }
     Ok(())
 }

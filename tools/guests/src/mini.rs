@@ -30,16 +30,20 @@ const MODULES: &[&str] = &[
     "ext4",
 ];
 
+/// Shell functions of both guests.
+pub(crate) const RUN_FUNCTIONS: &str = include_str!("../files/run-functions");
+
 /// Where each script goes.
 const SCRIPTS: &[(&str, &str)] = &[
     ("init", include_str!("../files/mini-init")),
     ("bin/doppel-disk", include_str!("../files/mini-disk")),
     ("bin/doppel-net", include_str!("../files/mini-net")),
     ("bin/doppel-dhcp", include_str!("../files/mini-dhcp")),
+    ("lib/doppel-run-functions", RUN_FUNCTIONS),
 ];
 
 /// What the benchmarks read.
-const INPUTS: &[(&str, &str)] = &[
+pub(crate) const INPUTS: &[(&str, &str)] = &[
     ("bench/work.py", include_str!("../programs/work.py")),
     ("bench/work.sql", include_str!("../programs/work.sql")),
 ];
@@ -139,9 +143,9 @@ fn archive(cache: &Cache, kernel: &KernelFiles, extra: Option<&Path>) -> Result<
         archive.folder(&format!("usr/{name}"));
         archive.link(name, &format!("usr/{name}"));
     }
-    let inner = |name: &str| match name.strip_prefix("bin/") {
-        Some(rest) => format!("usr/bin/{rest}"),
-        None => name.to_owned(),
+    let inner = |name: &str| match name {
+        "init" => name.to_owned(),
+        _ => format!("usr/{name}"),
     };
     busybox(&mut archive)?;
     archive.file("usr/bin/bench", 0o755, &fs::read(programs(cache, false)?)?);
