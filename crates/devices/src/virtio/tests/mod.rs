@@ -1,1 +1,8 @@
-//! Tests that drive the devices from the guest side.
+//! Tests that drive the devices from the guest's side: configuration space, BARs, rings.
+
+mod blk;
+mod driver;
+mod hostile;
+mod transport;
+
+use driver::{Driver, GuestQueue, Rig};

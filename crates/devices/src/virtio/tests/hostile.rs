@@ -1,0 +1,1 @@
+//! Seeded random misbehaviour: no panic, no hang, saved state survives a round trip.
