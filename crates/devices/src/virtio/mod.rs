@@ -7,7 +7,9 @@
 
 pub mod blk;
 mod chain;
+pub mod console;
 mod context;
+pub mod net;
 mod queue;
 #[cfg(test)]
 mod tests;
