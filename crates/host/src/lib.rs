@@ -9,7 +9,7 @@
 //!   the moment between fork and exec.
 
 pub mod clock;
-// pub mod console;
+pub mod console;
 pub mod memory_info;
 pub mod net;
 pub mod runtime_dir;

@@ -203,7 +203,9 @@ impl<F: FnMut(NetEvent)> Reader<F> {
                 Ok(true) => false,
                 Ok(false) | Err(_) => true,
             };
-            if self.take_frame().is_some_and(|answer| answer.is_ok()) {
+            if let Some(Ok(answer)) = first_frame(&self.incoming) {
+                let len = answer.len();
+                self.incoming.drain(..4 + len);
                 return Ok(());
             }
             let patience = if ended { Duration::from_secs(1) } else { Duration::from_millis(2) };
@@ -240,10 +242,15 @@ impl<F: FnMut(NetEvent)> Reader<F> {
         (self.on_event)(NetEvent::LinkDown(why));
     }
 
+    /// Hands on every complete frame; the rest waits for more bytes.
     fn deliver(&mut self) -> Result<(), String> {
-        while let Some(frame) = self.take_frame() {
-            (self.on_event)(NetEvent::Frame(frame?));
+        let mut done = 0;
+        while let Some(frame) = first_frame(&self.incoming[done..]) {
+            let frame = frame?;
+            done += 4 + frame.len();
+            (self.on_event)(NetEvent::Frame(frame.to_vec()));
         }
+        self.incoming.drain(..done);
         Ok(())
     }
 
@@ -282,18 +289,17 @@ impl<F: FnMut(NetEvent)> Reader<F> {
             Err(errno) => Err(errno.into()),
         }
     }
+}
 
-    /// The first complete frame, or an error if the length is impossible: the stream is lost then.
-    fn take_frame(&mut self) -> Option<Result<Vec<u8>, String>> {
-        let (len, rest) = self.incoming.split_first_chunk::<4>()?;
-        let len = u32::from_be_bytes(*len) as usize;
-        if !(FRAME_LEN_MIN..=FRAME_LEN_MAX).contains(&len) {
-            return Some(Err(format!("(it announced a frame of {len} bytes) ")));
-        }
-        let frame = rest.get(..len)?.to_vec();
-        self.incoming.drain(..4 + len);
-        Some(Ok(frame))
+/// The first frame of the stream if it is complete, or an error if its length is impossible: the
+/// stream is lost then.
+fn first_frame(stream: &[u8]) -> Option<Result<&[u8], String>> {
+    let (len, rest) = stream.split_first_chunk::<4>()?;
+    let len = u32::from_be_bytes(*len) as usize;
+    if !(FRAME_LEN_MIN..=FRAME_LEN_MAX).contains(&len) {
+        return Some(Err(format!("(it announced a frame of {len} bytes) ")));
     }
+    rest.get(..len).map(Ok)
 }
 
 /// "Who has 10.0.2.2? Tell 10.0.2.15", from an address of our own (RFC 826).
