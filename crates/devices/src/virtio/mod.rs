@@ -11,6 +11,7 @@ pub mod console;
 mod context;
 pub mod net;
 mod queue;
+pub mod rng;
 #[cfg(test)]
 mod tests;
 mod transport;

@@ -24,8 +24,12 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(function: impl PciFunction + 'static) -> Rig {
+        Rig::of(Box::new(function))
+    }
+
+    pub fn of(function: Box<dyn PciFunction>) -> Rig {
         let mut bus = PciBus::new();
-        assert_eq!(bus.plug(Box::new(function)).unwrap(), SLOT);
+        assert_eq!(bus.plug(function).unwrap(), SLOT);
         let ram = Ram::new(RAM_SIZE).unwrap();
         Rig { bus, ram, effects: Effects::default(), now: VirtualTime(1_000) }
     }
@@ -64,6 +68,11 @@ impl Rig {
     pub fn write(&mut self, gpa: u64, size: usize, value: u64) {
         let bytes = value.to_le_bytes();
         assert!(self.with(|bus, cx| bus.mmio_write(cx, Gpa(gpa), &bytes[..size])));
+    }
+
+    /// As `write`, where perhaps nothing is decoded.
+    pub fn poke(&mut self, gpa: u64, size: usize, value: u64) {
+        self.with(|bus, cx| bus.mmio_write(cx, Gpa(gpa), &value.to_le_bytes()[..size]));
     }
 
     pub fn deliver(&mut self, what: Delivery) {

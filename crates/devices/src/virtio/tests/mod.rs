@@ -3,6 +3,8 @@
 mod blk;
 mod driver;
 mod hostile;
+mod net;
+mod streams;
 mod transport;
 
 use driver::{Driver, GuestQueue, Rig};
