@@ -19,8 +19,8 @@ pub struct Segment {
     pub limit: u32,
     /// Bits 55..40 of the descriptor with the limit bits zero: type in 0..4, S 4, DPL 5..7, P 7,
     /// AVL 12, L 13, D/B 14, G 15 (the access-rights format of VMX, SDM vol. 3, 24.4.1).
-    /// 0 is a null, unusable segment.
-    pub attributes: u16,
+    /// Bit 16 marks a null, unusable segment.
+    pub attributes: u32,
 }
 
 /// Where a descriptor table lies.
@@ -88,13 +88,14 @@ const BOOT_DS: u16 = 0x18;
 const BOOT_TSS: u16 = 0x20;
 
 /// Present, code/data, type: execute-read accessed and read-write accessed (SDM vol. 3, 3.4.5).
-const CODE: u16 = 0x9b;
-const DATA: u16 = 0x93;
+const CODE: u32 = 0x9b;
+const DATA: u32 = 0x93;
 /// Present, system, busy 32-bit (in long mode 64-bit) TSS.
-const TSS_BUSY: u16 = 0x8b;
-const LONG: u16 = 1 << 13;
-const DEFAULT_32: u16 = 1 << 14;
-const PAGES: u16 = 1 << 15;
+const TSS_BUSY: u32 = 0x8b;
+const LONG: u32 = 1 << 13;
+const DEFAULT_32: u32 = 1 << 14;
+const PAGES: u32 = 1 << 15;
+const UNUSABLE: u32 = 1 << 16;
 
 impl Entry {
     /// Entry in 32-bit protected mode with flat segments (PVH, multiboot).
@@ -123,7 +124,7 @@ impl Entry {
             cs: flat(BOOT_CS, CODE | LONG | PAGES),
             data: flat(BOOT_DS, DATA | DEFAULT_32 | PAGES),
             tr: Segment { selector: BOOT_TSS, base: 0, limit: 0x67, attributes: TSS_BUSY },
-            ldtr: Segment::default(),
+            ldtr: Segment { attributes: UNUSABLE, ..Segment::default() },
             gdt: TableRegister { base: places::GDT, limit: 6 * 8 - 1 },
             idt: TableRegister::default(),
         }
@@ -146,7 +147,7 @@ impl Entry {
     }
 }
 
-fn flat(selector: u16, attributes: u16) -> Segment {
+fn flat(selector: u16, attributes: u32) -> Segment {
     Segment { selector, base: 0, limit: u32::MAX, attributes }
 }
 

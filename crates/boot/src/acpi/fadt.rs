@@ -14,7 +14,6 @@ mod boot_arch {
     pub(super) const LEGACY_DEVICES: u16 = 1 << 0;
     pub(super) const KEYBOARD_CONTROLLER: u16 = 1 << 1;
     pub(super) const NO_VGA: u16 = 1 << 2;
-    pub(super) const NO_PCIE_ASPM: u16 = 1 << 4;
     pub(super) const NO_CMOS_CLOCK: u16 = 1 << 5;
 }
 
@@ -53,7 +52,7 @@ pub(super) fn table(platform: &PlatformTables, facs: u64, dsdt: u64) -> FADT {
 }
 
 fn boot_architecture(platform: &PlatformTables) -> u16 {
-    let mut bits = boot_arch::LEGACY_DEVICES | boot_arch::NO_PCIE_ASPM;
+    let mut bits = boot_arch::LEGACY_DEVICES;
     if platform.keyboard_controller {
         bits |= boot_arch::KEYBOARD_CONTROLLER;
     }
