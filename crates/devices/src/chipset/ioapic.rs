@@ -212,7 +212,7 @@ mod tests {
         ioapic.set_line(&mut effects, 4, true);
         ioapic.set_line(&mut effects, 4, true);
         let expected = Effect::Msi { address: 0xfee0_3004, data: 0x134 };
-        assert_eq!(sent(&mut effects), [expected.clone()]);
+        assert_eq!(sent(&mut effects), std::slice::from_ref(&expected));
         ioapic.set_line(&mut effects, 4, false);
         ioapic.set_line(&mut effects, 4, true);
         assert_eq!(sent(&mut effects), [expected]);

@@ -49,7 +49,7 @@ impl Bench {
             Effect::Line { gsi: g, high } if g == gsi => Some(high),
             _ => None,
         });
-        lines.last()
+        lines.fold(None, |_, high| Some(high))
     }
 
     /// What the last of the effects since last asked armed `timer` for.
@@ -58,7 +58,7 @@ impl Bench {
             Effect::Timer { timer: t, at } if t == timer => Some(at),
             _ => None,
         });
-        armed.last().flatten()
+        armed.fold(None, |_, at| at)
     }
 }
 

@@ -35,7 +35,7 @@ fn date_of(days: i64) -> (i64, i64, i64) {
 
 fn encode(value: i64, mode: u8) -> u8 {
     let value = value.rem_euclid(100) as u8;
-    if mode & BINARY != 0 { value } else { (value / 10) << 4 | value % 10 }
+    if mode & BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
 }
 
 fn decode(value: u8, mode: u8) -> i64 {
