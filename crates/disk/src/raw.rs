@@ -12,7 +12,7 @@ use crate::backend::check_range;
 use crate::{BlockBackend, DiskError, SECTOR_SIZE};
 
 /// Zeroes written at once where the file system cannot make a range zero by itself.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A raw image, open and locked.
 ///

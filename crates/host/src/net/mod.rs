@@ -58,6 +58,12 @@ pub enum NetError {
     /// The kernel has no tap devices, or hides them.
     #[error("cannot open /dev/net/tun: {0}; load the module with `modprobe tun`")]
     NoTun(#[source] io::Error),
+    /// The kernel has tap devices, but this user may not use any.
+    #[error(
+        "no permission to open /dev/net/tun; allow it with `chmod 666 /dev/net/tun`, which gives \
+         users no more than the tap devices made for them"
+    )]
+    TunPermission,
     /// The name cannot be that of an interface.
     #[error("{name:?} cannot be an interface name: 1 to 15 characters, no slash and no space")]
     TapName {

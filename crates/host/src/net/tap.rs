@@ -60,8 +60,11 @@ fn attach(name: &str) -> Result<OwnedFd, NetError> {
         return Err(NetError::TapMissing { name: name.into() });
     }
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let device = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
-        .map_err(|errno| NetError::NoTun(errno.into()))?;
+    let device =
+        rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::ACCESS | Errno::PERM => NetError::TunPermission,
+            errno => NetError::NoTun(errno.into()),
+        })?;
     // IFF_VNET_HDR goes here once the card offers offloads; nothing else depends on it.
     set_interface(&device, name, libc::IFF_TAP | libc::IFF_NO_PI).map_err(|source| {
         let name = name.into();
