@@ -91,8 +91,8 @@ fn frames_go_both_ways() {
         assert!(asked < 100, "no answer");
         std::thread::sleep(Duration::from_millis(100));
         let is_answer = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[21] == 2;
-        let mut frames = events.try_iter().filter_map(|event| match event {
-            NetEvent::Frame(frame) => Some(frame),
+        let mut frames = events.try_iter().map(|event| match event {
+            NetEvent::Frame(frame) => frame,
             NetEvent::LinkDown(why) => panic!("{why}"),
         });
         if let Some(answer) = frames.find(is_answer) {
