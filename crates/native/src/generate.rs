@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! save callee-saved · load guest state · THE INSTRUCTION · store guest state · host state · ret
-//! fault exit:  [store MXCSR] · host state · ret      (EAX: the fault, set by the handler)
+//! fault exit:  [store MXCSR or x87] · host state · ret   (EAX: the fault, set by the handler)
 //! ```
 //!
 //! A stub is `extern "sysv64" fn(*mut Registers, *mut u8) -> u32`: RDI the registers, RSI the
@@ -70,7 +70,10 @@ pub(crate) fn generate(
     generator.code.put(&[0x31, 0xc0]); // xor eax, eax
     generator.leave();
     let fault_exit = generator.code.bytes.len();
-    if plan.uses_mxcsr {
+    if plan.uses_x87 {
+        // A conversion to MM registers that raises #XM has already left x87 for MMX state.
+        generator.store_x87();
+    } else if plan.uses_mxcsr {
         generator.code.store_mxcsr(context, MXCSR);
     }
     generator.leave();

@@ -153,6 +153,24 @@ fn used_registers(
 
 /// Whether status flags must be loaded, and stored.
 fn status_flags(neutral: &Instruction) -> (bool, bool) {
+    // A rotation by a multiple of its width is listed as changing no flag, but may leave OF
+    // undefined; a shift by a count of 0 keeps all.
+    let is_counted = matches!(
+        neutral.mnemonic(),
+        Mnemonic::Rcl
+            | Mnemonic::Rcr
+            | Mnemonic::Rol
+            | Mnemonic::Ror
+            | Mnemonic::Shl
+            | Mnemonic::Shr
+            | Mnemonic::Sar
+            | Mnemonic::Sal
+            | Mnemonic::Shld
+            | Mnemonic::Shrd
+    );
+    if is_counted {
+        return (true, true);
+    }
     let modified = neutral.rflags_modified() & STATUS != 0;
     let defined = neutral.rflags_written() | neutral.rflags_cleared() | neutral.rflags_set();
     let load = neutral.rflags_read() & STATUS != 0 || (modified && defined & STATUS != STATUS);

@@ -212,8 +212,9 @@ pub(crate) fn uses_mxcsr(instruction: &Instruction) -> bool {
         kind == OpKind::Register && instruction.op_register(operand as u32).is_vector_register()
     });
     if !is_simd {
-        // CVTPS2PI and the like with a memory source have an MM register only.
-        return format!("{:?}", instruction.mnemonic()).starts_with("Cvt");
+        // CVTSD2SI, CVTPS2PI and the like with a memory source have no vector register.
+        let name = format!("{:?}", instruction.mnemonic());
+        return name.starts_with("Cvt") || name.starts_with("Vcvt");
     }
     let name = format!("{:?}", instruction.mnemonic());
     let stem = name.strip_prefix('V').map(capitalised).unwrap_or(name);
