@@ -34,7 +34,7 @@ impl BlkSpec {
         let offset = sector.checked_mul(SECTOR_SIZE)?;
         let end = offset.checked_add(len)?;
         let size = self.size / SECTOR_SIZE * SECTOR_SIZE;
-        (len % SECTOR_SIZE == 0 && end <= size).then_some(offset)
+        (len.is_multiple_of(SECTOR_SIZE) && end <= size).then_some(offset)
     }
 }
 

@@ -283,8 +283,11 @@ impl Driver {
         rig.write(self.common + 0x14, 1, value.into());
     }
 
+    /// Device status; 0 where nothing is decoded.
     pub fn status(&self, rig: &mut Rig) -> u8 {
-        rig.read(self.common + 0x14, 1) as u8
+        let mut status = [0];
+        rig.with(|bus, cx| bus.mmio_read(cx, Gpa(self.common + 0x14), &mut status));
+        status[0]
     }
 
     /// Reset to FEATURES_OK with `features`.
