@@ -10,7 +10,7 @@ use crate::header::{Backing, Header};
 use crate::lock::lock;
 use crate::open::decide_format;
 use crate::raw::check_size;
-use crate::{DiskError, DiskSpec, Format};
+use crate::{DiskError, DiskSpec, Format, SECTOR_SIZE};
 
 /// Most images in one chain, the one on top included. Each costs a file descriptor and caches.
 pub const BACKING_DEPTH_MAX: usize = 256;
@@ -22,6 +22,8 @@ pub(crate) struct Layer {
     /// Bytes of the file or device.
     pub len: u64,
     pub format: Format,
+    /// Bytes of a cluster; of a sector for a raw image.
+    pub cluster_size: u64,
 }
 
 /// Opens `spec`'s image and everything below it, topmost first; never empty.
@@ -72,18 +74,18 @@ fn open_layer(
     seen.push(identity);
     lock(&file, path, writable)?;
     let format = decide_format(path, &file, named)?;
-    let backing = match format {
+    let (backing, cluster_size) = match format {
         Format::Raw => {
             check_size(path, len, !writable)?;
-            None
+            (None, SECTOR_SIZE)
         }
         Format::Qcow2 => {
             let header = Header::read(path, &file, len)?;
             verify(path, &file, len, &header, writable)?;
-            header.backing
+            (header.backing, header.cluster_size)
         }
     };
-    Ok((Layer { path: path.into(), file, len, format }, backing))
+    Ok((Layer { path: path.into(), file, len, format, cluster_size }, backing))
 }
 
 /// Opens a regular file or block device; gives its length in bytes and (device, inode).

@@ -27,6 +27,7 @@ pub struct Qcow2Disk {
     /// `None` only while dropping.
     access: Option<FormatAccess<File>>,
     size: u64,
+    cluster_size: u64,
     read_only: bool,
     flush_lost: bool,
     /// The library panicked.
@@ -46,7 +47,7 @@ impl std::fmt::Debug for Qcow2Disk {
 impl Qcow2Disk {
     /// Assembles a checked chain, topmost layer first; only the top is ever written.
     pub(crate) fn new(layers: Vec<Layer>, read_only: bool) -> Result<Qcow2Disk, DiskError> {
-        let path = layers[0].path.clone();
+        let (path, cluster_size) = (layers[0].path.clone(), layers[0].cluster_size);
         let last = layers.len() - 1;
         let mut below: Option<FormatAccess<File>> = None;
         for (index, layer) in layers.into_iter().enumerate().rev() {
@@ -55,7 +56,15 @@ impl Qcow2Disk {
             below = Some(open_layer(layer, below.take(), writable)?);
         }
         let size = below.as_ref().map_or(0, FormatAccess::size);
-        Ok(Qcow2Disk { path, access: below, size, read_only, flush_lost: false, broken: false })
+        Ok(Qcow2Disk {
+            path,
+            access: below,
+            size,
+            cluster_size,
+            read_only,
+            flush_lost: false,
+            broken: false,
+        })
     }
 
     fn check_change(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -63,6 +72,35 @@ impl Qcow2Disk {
             return Err(DiskError::ReadOnly { path: self.path.clone() });
         }
         check_range(offset, len, self.size)
+    }
+
+    /// Zeroes whole clusters by `whole` and the rest by writing: given part of a cluster, the
+    /// library (0.2.6) subtracts below zero if the disk is smaller than a cluster. Version 2
+    /// images have no zero clusters, which the library needs, so there everything is written.
+    fn zero(
+        &mut self,
+        operation: &'static str,
+        offset: u64,
+        len: u64,
+        whole: impl FnOnce(&mut FormatAccess<File>, u64, u64) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
+        self.check_change(offset, len)?;
+        let (size, cluster_size) = (self.size, self.cluster_size);
+        let end = offset + len;
+        let first = offset.next_multiple_of(cluster_size).min(end);
+        let last = if end == size { end } else { end - end % cluster_size }.max(first);
+        self.call(operation, offset, len, |access| {
+            zero_by_hand(access, offset, first)?;
+            if first < last {
+                match whole(access, first, last - first) {
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        zero_by_hand(access, first, last)?;
+                    }
+                    other => other?,
+                }
+            }
+            zero_by_hand(access, last, end)
+        })
     }
 
     /// Runs a library call; its error names the operation, its panic breaks the disk.
@@ -120,22 +158,11 @@ fn open_layer(
     }
 }
 
-/// Version 2 images have no zero clusters, which the library needs to make a range zero: there,
-/// writes zeroes over whatever is not zero yet, and allocates nothing else.
-fn or_zero_by_hand(
-    tried: io::Result<()>,
-    access: &FormatAccess<File>,
-    offset: u64,
-    len: u64,
-) -> io::Result<()> {
-    if !matches!(&tried, Err(error) if error.kind() == io::ErrorKind::Unsupported) {
-        return tried;
-    }
+/// Writes zeroes over whatever is not zero yet, and allocates nothing else.
+fn zero_by_hand(access: &FormatAccess<File>, mut offset: u64, end: u64) -> io::Result<()> {
     let mut buffer = vec![0; HAND_ZEROED];
-    let end = offset + len;
-    let mut offset = offset;
     while offset < end {
-        let len = HAND_ZEROED.min((end - offset) as usize);
+        let len = (HAND_ZEROED as u64).min(end - offset) as usize;
         access.read(&mut buffer[..len], offset)?;
         if buffer[..len].iter().any(|byte| *byte != 0) {
             buffer[..len].fill(0);
@@ -195,17 +222,11 @@ impl BlockBackend for Qcow2Disk {
     }
 
     fn discard(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.check_change(offset, len)?;
-        self.call("discard", offset, len, |access| {
-            or_zero_by_hand(access.discard_to_zero(offset, len), access, offset, len)
-        })
+        self.zero("discard", offset, len, |access, offset, len| access.discard_to_zero(offset, len))
     }
 
     fn write_zeroes(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.check_change(offset, len)?;
-        self.call("zero", offset, len, |access| {
-            or_zero_by_hand(access.write_zeroes(offset, len), access, offset, len)
-        })
+        self.zero("zero", offset, len, |access, offset, len| access.write_zeroes(offset, len))
     }
 }
 

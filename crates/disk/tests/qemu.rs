@@ -48,6 +48,26 @@ fn qcow2_random_operations_equal_model_for_every_layout() {
 }
 
 #[test]
+fn sizes_that_end_inside_a_cluster_equal_model() {
+    for (seed, size) in [(60, 512), (61, 48 << 10), (62, (64 << 10) + 512), (63, 1_000_448)] {
+        for options in ["", "compat=0.10", "cluster_size=2M", "cluster_size=4096"] {
+            let scratch = Scratch::new();
+            let base = scratch.create("base.img", "raw", "", &size.to_string());
+            let mut model = Random(seed).bytes(size);
+            std::fs::write(base, &model).unwrap();
+            let comma = if options.is_empty() { "" } else { "," };
+            let options = format!("backing_file=base.img,backing_fmt=raw{comma}{options}");
+            let path = scratch.create("a.qcow2", "qcow2", &options, "");
+            let mut disk = open_rw(&path);
+            exercise(disk.as_mut(), &mut model, &mut Random(seed), 500);
+            drop(disk);
+            scratch.check_clean("a.qcow2");
+            assert!(scratch.contents("a.qcow2", "qcow2") == model, "{size} {options:?}");
+        }
+    }
+}
+
+#[test]
 fn overlays_on_raw_and_qcow2_keep_their_backing_files_unchanged() {
     for (seed, format) in [(20, "raw"), (21, "qcow2")] {
         let scratch = Scratch::new();

@@ -103,7 +103,10 @@ pub enum NetError {
         source: io::Error,
     },
     /// passt is not there.
-    #[error("the user-mode network needs passt, which is not installed; apt-get install passt")]
+    #[error(
+        "the user-mode network needs passt, which is not installed, or not for this user to run; \
+         apt-get install passt"
+    )]
     NoPasst,
     /// A port of the host is taken.
     #[error("cannot listen at {address} of the host: {source}; choose another port in hostfwd=")]

@@ -65,7 +65,8 @@ impl Passt {
             });
         }
         let mut child = command.spawn().map_err(|error| match error.kind() {
-            ErrorKind::NotFound => NetError::NoPasst,
+            // The latter also when a folder of PATH may not be searched and no other has it.
+            ErrorKind::NotFound | ErrorKind::PermissionDenied => NetError::NoPasst,
             _ => NetError::System { action: "start passt", source: error },
         })?;
         let complaints = Arc::new(Mutex::new(VecDeque::new()));
