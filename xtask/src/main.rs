@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod guest;
+mod tidy;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -20,10 +21,13 @@ struct Arguments {
 enum Verb {
     /// Builds guest images from Debian packages into the cache.
     Guest(guest::Guest),
+    /// Checks the absences that this workspace keeps.
+    Tidy,
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().verb {
         Verb::Guest(guest) => guest.run(),
+        Verb::Tidy => tidy::run(),
     }
 }
