@@ -3,7 +3,11 @@
 //! One file per verb; `guest` asks the recipes in `tools/guests`.
 #![forbid(unsafe_code)]
 
+mod bench;
+mod cargo;
+mod demo;
 mod guest;
+mod test;
 mod tidy;
 
 use anyhow::Result;
@@ -19,6 +23,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Builds doppel and a guest, and runs it.
+    Demo(demo::Demo),
+    /// Runs every check and test.
+    Test(test::Test),
+    /// Measures doppel beside its peers.
+    Bench(bench::Bench),
     /// Builds guest images from Debian packages into the cache.
     Guest(guest::Guest),
     /// Checks the absences that this workspace keeps.
@@ -27,6 +37,9 @@ enum Verb {
 
 fn main() -> Result<()> {
     match Arguments::parse().verb {
+        Verb::Demo(demo) => demo.run(),
+        Verb::Test(test) => test.run(),
+        Verb::Bench(bench) => bench.run(),
         Verb::Guest(guest) => guest.run(),
         Verb::Tidy => tidy::run(),
     }

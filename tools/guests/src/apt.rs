@@ -96,6 +96,17 @@ impl Apt {
         Ok(fs::remove_dir_all(&spool)?)
     }
 
+    /// Installs `package` on the host, as new as bookworm-backports has it.
+    ///
+    /// # Errors
+    /// When this is not root, or apt-get fails.
+    pub fn install_from_backports(&self, package: &str) -> Result<()> {
+        say(&format!("installing {package} from backports"));
+        let options = ["install", "-y", "--no-install-recommends", "-t", "bookworm-backports"];
+        let mut command = self.command("apt-get");
+        run(command.env("DEBIAN_FRONTEND", "noninteractive").args(options).arg(package))
+    }
+
     fn configuration(&self) -> String {
         let dir = self.dir.display();
         format!(

@@ -33,6 +33,6 @@ pub use cache::{Cache, CacheLock, workspace_root};
 pub use command::{capture, run, say};
 pub use debian::{Debian, debian};
 pub use kernel::{Kernel, KernelFiles, kernel};
-pub use mini::{Mini, full_tree, mini, mini_full};
+pub use mini::{Mini, full_tree, mini, mini_full, native_tree};
 pub use packages::{is_root, require};
 pub use programs::programs;

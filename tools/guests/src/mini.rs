@@ -238,3 +238,25 @@ fn merge_usr(unpacked: &Path, made: &Path) -> Result<()> {
     command.args(["-ec", script, "sh"]).args([unpacked, made]);
     crate::command::run(&mut command)
 }
+
+/// The initramfs of `full` as a folder, for running the same programs on the host.
+///
+/// # Errors
+/// When it cannot be unpacked.
+pub fn native_tree(cache: &Cache, full: &Mini) -> Result<PathBuf> {
+    let tree = cache.path("native-tree");
+    let stamp_path = cache.path("native-tree.json");
+    let recipe = recipe();
+    let wanted = manifest([("recipe", &recipe)]);
+    if stamp::is_current(&stamp_path, &wanted, &[&tree]) {
+        return Ok(tree);
+    }
+    let tree = cache.fresh_dir("native-tree")?;
+    // Without root the device node cannot be made, and cpio fails at the end: it is not needed.
+    let script = "busybox cpio -idu <\"$1\" || [ -x usr/bin/python3.11 ]";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(&full.initramfs).current_dir(&tree);
+    crate::command::run(&mut command)?;
+    stamp::write(&stamp_path, &wanted)?;
+    Ok(tree)
+}
