@@ -26,6 +26,9 @@ pub trait Bus {
     /// The local APIC saw an EOI for a level-triggered vector; I/O APICs drop their remote IRR.
     fn end_of_interrupt(&mut self, branches: u64, vector: u8);
 
+    /// Whether the PIC asks for an interrupt.
+    fn pic_interrupt(&self) -> bool;
+
     /// Acknowledges the PIC (INTA cycle) and returns its vector.
     fn acknowledge_pic(&mut self) -> u8;
 

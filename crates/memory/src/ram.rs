@@ -93,8 +93,8 @@ macro_rules! typed_access {
             <$type>::from_le_bytes(self.mapping.load(at.0))
         }
 
-        /// Writes a little-endian value to a page whose trap ran in this epoch and which holds
-        /// no code (what a writable TLB entry promises); panics outside RAM.
+        /// Writes a little-endian value to a page whose trap ran in this epoch and which is
+        /// not watched (what a writable TLB entry promises); panics outside RAM.
         #[inline(always)]
         pub fn $store(&mut self, at: RamOffset, value: $type) {
             self.mapping.store(at.0, value.to_le_bytes());
@@ -164,6 +164,12 @@ impl Ram {
         self.mapping.read(at.0, into);
     }
 
+    /// Copies into one page under the same promise as [`Ram::store_u64`]; panics outside RAM.
+    #[inline]
+    pub fn store_bytes(&mut self, at: RamOffset, bytes: &[u8]) {
+        self.mapping.write(at.0, bytes);
+    }
+
     /// Copies into RAM within one page, with trap and code invalidation; panics outside RAM.
     #[inline]
     pub fn write_in_page(&mut self, at: RamOffset, bytes: &[u8]) {
@@ -177,9 +183,52 @@ impl Ram {
     pub fn before_write(&mut self, at: RamOffset, len: u64) {
         let page = at.page();
         self.traps.before_write(page);
-        if self.traps.holds_code(page) {
-            self.traps.invalidate_code(page, at.0 & PAGE_MASK, len);
+        if self.traps.is_watched(page) {
+            self.before_watched_write(at, len);
         }
+    }
+
+    #[cold]
+    fn before_watched_write(&mut self, at: RamOffset, len: u64) {
+        let page = at.page();
+        self.traps.invalidate_code(page, at.0 & PAGE_MASK, len);
+        if self.traps.is_table(page) {
+            let (first, last) = (at.0 & !7, (at.0 + len.max(1) - 1) & !7);
+            let was_present = (first..=last)
+                .step_by(8)
+                .map(|entry| self.mapping.load::<8>(entry))
+                .any(|e| (e[0] | e[4]) & 1 != 0);
+            self.traps.table_written(page, was_present);
+        }
+    }
+
+    /// The write trap of a page that stores will reach without further notice, because a TLB entry
+    /// is about to allow them.
+    #[inline]
+    pub fn trap_page(&mut self, page: usize) {
+        self.traps.before_write(page);
+    }
+
+    /// Sets a bit of a page-table entry on behalf of a page walk (A or D); cached walks that went
+    /// through the entry stay right.
+    pub fn store_walk_bits(&mut self, at: RamOffset, entry: u64) {
+        self.traps.before_write(at.page());
+        self.traps.invalidate_code(at.page(), at.0 & PAGE_MASK, 8);
+        self.mapping.store(at.0, entry.to_le_bytes());
+    }
+
+    /// Marks a page as one a page walk read, so that a write which could change the walk's outcome
+    /// counts in [`Ram::table_writes`]; true if it was not marked, and then the caller drops TLB
+    /// entries that allow writes to the page.
+    pub fn mark_table(&mut self, page: usize) -> bool {
+        self.traps.mark_table(page)
+    }
+
+    /// Counts up each time a page-table entry that a TLB may hold was overwritten: the TLB's owner
+    /// then drops it whole. So cached walks are never stale and the guest cannot see the TLB.
+    #[inline]
+    pub fn table_writes(&self) -> u64 {
+        self.traps.table_writes()
     }
 
     /// Reads `into.len()` bytes at a guest physical address, across pages and the hole's edges.
@@ -259,10 +308,10 @@ impl Ram {
         self.traps.mark_code(at.page(), at.0 & PAGE_MASK, len)
     }
 
-    /// Whether a page holds decoded code, so that writes to it must take the slow path.
+    /// Whether a page holds decoded code or page tables, so that writes must take the slow path.
     #[inline]
-    pub fn holds_code(&self, page: usize) -> bool {
-        self.traps.holds_code(page)
+    pub fn is_watched(&self, page: usize) -> bool {
+        self.traps.is_watched(page)
     }
 
     /// Counts up each time code of the page was overwritten.
@@ -348,6 +397,21 @@ mod tests {
         assert_eq!(ram.written_since(epoch).count(), 0);
         ram.write(Gpa(0x5ffe), &[1, 2, 3, 4]).unwrap();
         assert_eq!(ram.written_since(epoch).collect::<Vec<_>>(), [5, 6]);
+    }
+
+    #[test]
+    fn table_write_counts_only_when_an_entry_was_present() {
+        let mut ram = Ram::new(1 << 20).unwrap();
+        ram.write(Gpa(0x2008), &3u64.to_le_bytes()).unwrap();
+        assert!(ram.mark_table(2));
+        assert!(!ram.mark_table(2));
+        ram.write(Gpa(0x2000), &3u64.to_le_bytes()).unwrap();
+        assert_eq!(ram.table_writes(), 0);
+        ram.store_walk_bits(RamOffset(0x2008), 0x23);
+        assert_eq!(ram.table_writes(), 0);
+        ram.write(Gpa(0x200c), &[0]).unwrap();
+        assert_eq!(ram.table_writes(), 1);
+        assert!(!ram.is_watched(2));
     }
 
     #[test]

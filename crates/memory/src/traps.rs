@@ -1,4 +1,5 @@
-//! The write trap: per page, in which epoch it was last written and which of its bytes are code.
+//! The write trap: per page, in which epoch it was last written, which of its bytes are code, and
+//! whether TLB entries were derived from it as a page table.
 //!
 //! A consumer of dirty pages (hash, migration, checkpoint) opens an epoch and later asks for the
 //! pages whose last write is in it or after. Opening one costs a counter and a TLB drop, whatever
@@ -17,7 +18,12 @@ pub(crate) struct Traps {
     code: Vec<u64>,
     generation: Vec<u32>,
     code_writes: u64,
+    table: Vec<u8>,
+    table_writes: u64,
 }
+
+/// Writes to a page-table page without effect on cached walks after which it counts as data again.
+const TABLE_QUIET_WRITES_MAX: u8 = 64;
 
 impl Traps {
     pub(crate) fn new(pages: usize) -> Traps {
@@ -27,6 +33,8 @@ impl Traps {
             code: vec![0; pages],
             generation: vec![0; pages],
             code_writes: 0,
+            table: vec![0; pages],
+            table_writes: 0,
         }
     }
 
@@ -59,9 +67,39 @@ impl Traps {
         fresh
     }
 
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn holds_code(&self, page: usize) -> bool {
         self.code[page] != 0
+    }
+
+    /// Marks `page` as read by a page walk; true if it was not marked before.
+    pub(crate) fn mark_table(&mut self, page: usize) -> bool {
+        std::mem::replace(&mut self.table[page], TABLE_QUIET_WRITES_MAX) == 0
+    }
+
+    /// Whether a write to `page` must take the slow path.
+    #[inline]
+    pub(crate) fn is_watched(&self, page: usize) -> bool {
+        self.code[page] != 0 || self.table[page] != 0
+    }
+
+    #[inline]
+    pub(crate) fn is_table(&self, page: usize) -> bool {
+        self.table[page] != 0
+    }
+
+    #[inline]
+    pub(crate) fn table_writes(&self) -> u64 {
+        self.table_writes
+    }
+
+    /// A page-table page is about to be written; `was_present` if an entry that a TLB may hold
+    /// goes. Only then cached walks are dropped.
+    pub(crate) fn table_written(&mut self, page: usize, was_present: bool) {
+        self.table[page] = if was_present { 0 } else { self.table[page] - 1 };
+        if self.table[page] == 0 {
+            self.table_writes += 1;
+        }
     }
 
     #[inline]

@@ -36,6 +36,9 @@ impl<'r> RamView<'r> {
             let mut traps = self.traps.borrow_mut();
             traps.before_write(at.page());
             traps.invalidate_code(at.page(), at.0 & PAGE_MASK, len);
+            if traps.is_table(at.page()) {
+                traps.table_written(at.page(), true);
+            }
         }
         Ok(self.slice(at, len))
     }

@@ -1,0 +1,34 @@
+//! The seam between a vCPU and what executes its instructions.
+
+use crate::Cpu;
+
+/// Why an engine gave control back. No host fact is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The branch count is what was asked for.
+    Reached,
+    /// The machine or the vCPU asked for attention at this instruction boundary: an interrupt may
+    /// have become deliverable, a timer or line changed, the power state changes.
+    Attention,
+    /// HLT.
+    Halted,
+    /// Triple fault.
+    Shutdown,
+    /// Nothing happened, but the engine lets its caller look around. Never visible to the guest.
+    Yielded,
+}
+
+/// Executes instructions. Every engine gives the same state at the same execution point.
+pub trait Engine: Send {
+    /// Runs until the vCPU's branch count is `until`, exactly, or until an [`Exit`] before that.
+    /// Leaves at an instruction boundary (or between iterations of a repeated string
+    /// instruction) with all of the vCPU's state in place.
+    fn run(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit;
+
+    /// Executes one instruction (one iteration of a repeated string instruction), or delivers the
+    /// exception it raises.
+    fn step(&mut self, cpu: &mut Cpu<'_>) -> Exit;
+
+    /// Short name for messages.
+    fn name(&self) -> &'static str;
+}
