@@ -103,7 +103,10 @@ fn initramfs(cache: &Cache, which: Kernel, files: &KernelFiles, force: bool) -> 
 }
 
 fn build(cache: &Cache, debian: &Debian) -> Result<()> {
-    require(&["mmdebstrap", "e2fsprogs", "qemu-utils", "fakeroot", "debian-archive-keyring"])?;
+    require(&["mmdebstrap", "e2fsprogs", "qemu-utils", "debian-archive-keyring"])?;
+    if !is_root() {
+        require(&["fakeroot", "uidmap"])?;
+    }
     let apt = Apt::open(cache)?;
     let files = setup_files(cache, debian)?;
     let work = cache.fresh_dir("debian-work")?;
@@ -156,8 +159,12 @@ fn setup_files(cache: &Cache, debian: &Debian) -> Result<PathBuf> {
 
 /// Makes the root file system with mmdebstrap, as root or in a user name space.
 fn bootstrap(apt: &Apt, files: &Path, tar: &Path) -> Result<()> {
-    let setup = files.join("setup");
-    let hook = format!("sh '{}' \"$1\" '{}'", setup.display(), files.display());
+    // copy-in works from outside: in a user name space the hooks could not read our files.
+    let hooks = [
+        format!("copy-in '{}' /", files.display()),
+        "chroot \"$1\" sh /debian-files/setup".to_owned(),
+        "rm -rf \"$1/debian-files\"".to_owned(),
+    ];
     let mut command = Command::new("mmdebstrap");
     command
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -169,7 +176,7 @@ fn bootstrap(apt: &Apt, files: &Path, tar: &Path) -> Result<()> {
             "--dpkgopt=path-exclude=/usr/share/man/*",
         ])
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
-        .arg(format!("--customize-hook={hook}"));
+        .args(hooks.map(|hook| format!("--customize-hook={hook}")));
     for option in acquire_options()? {
         command.arg(format!("--aptopt={option}"));
     }

@@ -70,7 +70,7 @@ impl Report {
             let _ = write!(text, " {target:>29}");
         }
         for target in &self.targets[1..] {
-            let _ = write!(text, " {:>23}", format!("{target} / ours"));
+            let _ = write!(text, " {:>28}", format!("{target} / {}", self.targets[0]));
         }
         text.push('\n');
         for line in &self.lines {
@@ -79,7 +79,7 @@ impl Report {
                 let _ = write!(text, " {:>29}", line.seconds(index).map_or_else(none, seconds));
             }
             for index in 1..self.targets.len() {
-                let _ = write!(text, " {:>23}", line.ratio(index).map_or_else(none, ratio));
+                let _ = write!(text, " {:>28}", line.ratio(index).map_or_else(none, ratio));
             }
             text.push('\n');
         }
