@@ -10,8 +10,11 @@ mod guest;
 mod test;
 mod tidy;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use guests::say;
 
 /// Set-up, tests, images and benchmarks of Doppel.
 #[derive(Debug, Parser)]
@@ -35,8 +38,18 @@ enum Verb {
     Tidy,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().verb {
+fn main() -> ExitCode {
+    match run(&Arguments::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> Result<()> {
+    match verb {
         Verb::Demo(demo) => demo.run(),
         Verb::Test(test) => test.run(),
         Verb::Bench(bench) => bench.run(),

@@ -1,4 +1,5 @@
-//! What no file of the repository holds: paths of one developer's machine, unfinished code.
+//! What no file of the repository holds: paths of one developer's machine, unfinished code, and
+//! words that have another name in this house.
 
 use super::Finding;
 use super::source::{SourceFile, Tree};
@@ -10,15 +11,37 @@ const HOMES: &[&str] =
 /// Macros that mark code as not finished.
 const UNFINISHED: &[&str] = &["todo!(", "unimplemented!(", "dbg!("];
 
+/// Words with the one to use instead, in the crates.
+const SYNONYMS: &[(&str, &str)] = &[("snapshot", "checkpoint"), ("Snapshot", "Checkpoint")];
+
+/// Disk images made elsewhere do have what the first of those words means.
+const MAY_NAME_SNAPSHOTS: &[&str] = &["crates/disk"];
+
 /// Finds absolute paths in any file, and marks of unfinished work in Rust code.
 pub fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in &tree.files {
         findings.extend(absolute_paths(file));
+        findings.extend(synonyms(file));
         for (line, code) in file.production() {
             for mark in UNFINISHED.iter().filter(|mark| code.contains(**mark)) {
                 findings.push(Finding::new(&file.path, line, format!("unfinished: {mark}...)")));
             }
+        }
+    }
+    findings
+}
+
+fn synonyms(file: &SourceFile) -> Vec<Finding> {
+    let dir = file.crate_dir();
+    if !dir.starts_with("crates/") || MAY_NAME_SNAPSHOTS.contains(&dir) {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for (index, line) in file.text.lines().enumerate() {
+        for (word, instead) in SYNONYMS.iter().filter(|(word, _)| line.contains(word)) {
+            let message = format!("not {word} but {instead}: one meaning, one word");
+            findings.push(Finding::new(&file.path, index + 1, message));
         }
     }
     findings
@@ -50,6 +73,14 @@ mod tests {
         assert_eq!(check(&Tree::of([("README.md", path.to_owned())])).len(), 1);
         let inside = concat!("see bench/wo", "rk/x");
         assert!(check(&Tree::of([("README.md", inside.to_owned())])).is_empty());
+    }
+
+    #[test]
+    fn check_finds_the_other_word_except_for_disk_images() {
+        let findings = |path| check(&Tree::of([(path, "//! a snapshot\n".to_owned())])).len();
+        assert_eq!(findings("crates/machine/src/a.rs"), 1);
+        assert_eq!(findings("crates/disk/src/a.rs"), 0);
+        assert_eq!(findings("xtask/src/a.rs"), 0);
     }
 
     #[test]
