@@ -34,13 +34,16 @@ struct Launch {
     gpr: [u64; 16],
 }
 
+/// A RIP that no instruction leads to, as it is not canonical.
+const NOWHERE: u64 = 0x8000_1234_0000_0000;
+
 /// What the handler saw.
 #[repr(C, align(64))]
 struct Caught {
     xsave: [u8; XSAVE_SIZE],
     gregs: [i64; 23],
     resume: u64,
-    /// While a repeated string instruction stays at this address, it is stepped on.
+    /// While a repeated instruction stays at this address, it is stepped on.
     repeat_at: u64,
 }
 
@@ -73,9 +76,9 @@ global_asm!(
     "mov rsp, [rip + cosim_host_rsp]",
     "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
     "ret",
-    // The alignment check must be off before compiled code runs; RFLAGS is the handler's own.
+    // Compiled code does not expect AC, nor IRETQ NT; sigreturn would not clear NT.
     "cosim_handler:",
-    "pushfq", "and dword ptr [rsp], 0xfffbffff", "popfq",
+    "pushfq", "and dword ptr [rsp], 0xfffbbfff", "popfq",
     "jmp {handler}",
     ".data", ".balign 8", "cosim_host_rsp: .quad 0", ".text",
     frame = const offset_of!(Launch, frame),
@@ -106,7 +109,7 @@ fn map(address: u64, size: u64, protection: c_int, fd: c_int, offset: u64) -> Re
             address as *mut c_void,
             size as usize,
             protection,
-            libc::MAP_SHARED | fixed,
+            libc::MAP_SHARED | libc::MAP_POPULATE | fixed,
             fd,
             offset as libc::off_t,
         )
@@ -315,8 +318,10 @@ impl Executor for HostExecutor {
         let data = case.data();
         self.launch.load(case);
         let instruction = case.instruction();
-        let repeats = instruction.is_string_instruction()
-            && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
+        // Gathers, too, can trap between elements.
+        let repeats = instruction.is_vsib()
+            || instruction.is_string_instruction()
+                && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
         // SAFETY: code and data are mapped writable with these sizes and nothing else refers to
         // them. The launcher enters the instruction with TF set: it is left by a trap or a fault,
         // which the handler turns into a return from the launcher. It can write to data only,
@@ -326,7 +331,7 @@ impl Executor for HostExecutor {
             ptr::copy_nonoverlapping(data.as_ptr(), self.data, data.len());
             let caught = &raw mut CAUGHT;
             (*caught).resume = cosim_resume as *const () as u64;
-            (*caught).repeat_at = if repeats { case.registers.rip() } else { 0 };
+            (*caught).repeat_at = if repeats { case.registers.rip() } else { NOWHERE };
             RUNNING.store(true, Ordering::SeqCst);
             cosim_launch(&raw const *self.launch);
             let mut after = data;

@@ -14,6 +14,7 @@ pub mod case;
 pub mod compare;
 pub mod corpus;
 pub mod coverage;
+pub mod engine;
 pub mod generate;
 pub mod host;
 pub mod layout;

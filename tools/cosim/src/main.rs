@@ -1,5 +1,7 @@
-//! `cosim [--seed S] [--cases N] [--only MNEMONIC] [--threads T] [--keep-going N] [--verbose]`:
-//! runs random cases until the first difference.
+//! `cosim [--engine interp|stubs|host] [--seed S] [--cases N] [--only MNEMONIC] [--threads T]
+//! [--keep-going N] [--verbose]`: runs random cases until the first difference.
+//!
+//! Engine `host` runs each case twice on the host: it shows what the host itself leaves to chance.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -7,6 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use cosim::coverage::Coverage;
+use cosim::engine::EngineExecutor;
 use cosim::generate::Generator;
 use cosim::host::HostExecutor;
 use cosim::stub::StubExecutor;
@@ -17,6 +20,7 @@ struct Options {
     seed: u64,
     cases: u64,
     only: Option<String>,
+    engine: String,
     threads: u64,
     /// Go on until so many differences, one for each code.
     differences_max: usize,
@@ -30,6 +34,7 @@ fn options() -> Result<Options> {
         seed: 1,
         cases: 100_000,
         only: None,
+        engine: "interp".into(),
         threads: 1,
         differences_max: 1,
         verbose: false,
@@ -49,6 +54,7 @@ fn options() -> Result<Options> {
             "--threads" => options.threads = number()?.max(1),
             "--keep-going" => options.differences_max = number()? as usize,
             "--worker" => options.worker = Some(number()?),
+            "--engine" => options.engine = value,
             "--only" => options.only = Some(value),
             _ => bail!("unknown option {flag}"),
         }
@@ -99,15 +105,18 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
         bail!("no such mnemonic in the model");
     }
     let mut host = HostExecutor::new()?;
-    // Stubs chain to the handler that is there before them: the host executor's.
-    let mut tested = StubExecutor::new()?;
+    let mut tested = tested(&options.engine)?;
     let mut coverage = Coverage::default();
     let mut differing = Vec::new();
     let first = options.worker.unwrap_or(0);
     for index in (first..options.cases).step_by(options.threads as usize) {
         let Some((target, case)) = generator.case(index) else { continue };
         let count = coverage.count(target);
-        let Some(other) = tested.execute(&case) else {
+        let other = match &mut tested {
+            Some(tested) => tested.execute(&case),
+            None => host.execute(&case),
+        };
+        let Some(other) = other else {
             count.declined += 1;
             continue;
         };
@@ -120,7 +129,7 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
             continue;
         }
         eprintln!("case {index} of seed {}:", options.seed);
-        eprintln!("{}", report::describe(&case, &truth, &difference, tested.name()));
+        eprintln!("{}", report::describe(&case, &truth, &difference, &options.engine));
         keep(&corpus::encode(&case))?;
         differing.push(target);
         if differing.len() >= options.differences_max {
@@ -128,6 +137,17 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
         }
     }
     Ok((coverage, differing.len()))
+}
+
+/// The executor under test, made after the host executor so that its signal handler comes first;
+/// `None` is the host itself.
+fn tested(engine: &str) -> Result<Option<Box<dyn Executor>>> {
+    Ok(match engine {
+        "interp" => Some(Box::new(EngineExecutor::new(Box::new(interp::Interp::new()?))?)),
+        "stubs" => Some(Box::new(StubExecutor::new()?)),
+        "host" => None,
+        _ => bail!("unknown engine {engine}: interp, stubs or host"),
+    })
 }
 
 /// Adds a case to the corpus that the tests replay.

@@ -95,7 +95,7 @@ pub fn excluded(target: Target) -> Option<&'static str> {
         Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss => {
             "differs between vendors: ours is native::approx"
         }
-        Sgdt | Sidt | Sldt | Smsw | Str | Lar | Lsl | Verr | Verw | Arpl => {
+        Sgdt | Sidt | Sldt | Smsw | Str | Lar | Lsl | Verr | Verw => {
             "shows the host's descriptor tables"
         }
         Lds | Les | Lfs | Lgs | Lss => "loads from the host's descriptor tables",
@@ -104,10 +104,6 @@ pub fn excluded(target: Target) -> Option<&'static str> {
             "depends on the host's XCR0 and XINUSE"
         }
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => "the bases are the process's own",
-        Fxsave | Fxsave64 | Fxrstor | Fxrstor64 => "shows the host's MXCSR_MASK and pointers",
-        Clflush => "no result but faults",
-        Bound | Into => "reported by the host's kernel without the vector",
-        Xlatb => return None,
         _ => return other_exclusion(target),
     };
     Some(reason)
@@ -123,8 +119,14 @@ fn other_exclusion(target: Target) -> Option<&'static str> {
             Kind::seg_reg | Kind::es | Kind::cs | Kind::ss | Kind::ds | Kind::fs | Kind::gs
         )
     };
-    if kinds.iter().any(is_segment) {
-        return Some("moves the host's segment selectors");
+    let stores_selector = matches!(code.mnemonic(), Mnemonic::Push)
+        || matches!(code, Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg);
+    if kinds.iter().any(is_segment) && !stores_selector {
+        return Some("loads from the host's descriptor tables");
+    }
+    let is_system = |kind: &Kind| matches!(kind, Kind::cr_reg | Kind::dr_reg | Kind::tr_reg);
+    if kinds.iter().any(is_system) {
+        return Some("privileged: tested by whole guests");
     }
     if kinds.iter().any(|kind| matches!(kind, Kind::farbr2_2 | Kind::farbr4_2)) {
         return Some("loads from the host's descriptor tables");
@@ -142,9 +144,6 @@ fn other_exclusion(target: Target) -> Option<&'static str> {
         )
     {
         return Some("loads from the host's descriptor tables");
-    }
-    if info.is_privileged() {
-        return Some("privileged: tested by whole guests");
     }
     if target.bitness == 64 && !(info.intel_decoder64() && info.amd_decoder64()) {
         return Some("differs between vendors in 64-bit mode");

@@ -104,6 +104,13 @@ impl Draft {
             }
             Kind::sti_opcode => self.of_eight(Register::ST0),
             Kind::st0 => Register::ST0,
+            Kind::seg_reg => Register::ES + self.random.below(6) as u32,
+            Kind::es => Register::ES,
+            Kind::cs => Register::CS,
+            Kind::ss => Register::SS,
+            Kind::ds => Register::DS,
+            Kind::fs => Register::FS,
+            Kind::gs => Register::GS,
             Kind::al => Register::AL,
             Kind::cl => Register::CL,
             Kind::ax => Register::AX,

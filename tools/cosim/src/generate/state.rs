@@ -18,7 +18,12 @@ impl Draft {
         }
         let optional = flag::STATUS | flag::DF | flag::ID;
         let mut flags = random.bits() & optional | flag::IF;
-        if random.one_in(32) {
+        // Whether vector accesses are checked differs between vendors (SDM vol. 3, 6.15, #AC).
+        let is_vector = self.instruction.op_kinds().enumerate().any(|(operand, kind)| {
+            kind == OpKind::Register
+                && self.instruction.op_register(operand as u32).is_vector_register()
+        });
+        if !is_vector && random.one_in(32) {
             flags |= flag::AC;
         }
         registers.set_rflags(flags);
@@ -167,9 +172,24 @@ impl Draft {
             places.extend([case.registers.gpr[gpr::RSI], case.registers.gpr[gpr::RDI]]);
         }
         for address in places {
-            let bytes = self.contents();
+            let bytes = match self.instruction.mnemonic() {
+                Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => self.area(),
+                _ => self.contents(),
+            };
             push_patch(case, address, &bytes);
         }
+    }
+
+    /// What FXRSTOR can load, most of the time.
+    fn area(&mut self) -> Vec<u8> {
+        let mut registers = Registers::reset();
+        self.floating_point(&mut registers);
+        let area = &mut registers.fx.0;
+        if self.random.one_in(8) {
+            area[26] = 1 << self.random.choose(&[0, 2, 7]);
+        }
+        area[160..].fill_with(|| self.random.bits() as u8);
+        area.to_vec()
     }
 
     fn contents(&mut self) -> Vec<u8> {
