@@ -1,1 +1,22 @@
-//! placeholder
+//! The whole deterministic computer: wiring, schedule, timers, inputs, outputs, state hash.
+//!
+//! Invariants: the same state with the same inputs at the same execution points has the same
+//! future, bit for bit; input enters only through [`Machine::inject`]; output leaves only through
+//! [`Outside`]; nothing here knows an engine, the host's clock, threads, files or sockets.
+
+#![forbid(unsafe_code)]
+
+mod board;
+mod bus;
+mod clock;
+mod input;
+mod machine;
+mod run;
+mod saved;
+mod spec;
+mod timers;
+
+pub use clock::Clock;
+pub use machine::Machine;
+pub use run::{Outside, Stop};
+pub use spec::{DiskSpec, MachineError, MachineSpec, NicSpec, console_port};

@@ -1,0 +1,57 @@
+//! The one way in: an input takes effect at the current execution point (mechanisms L5, F12).
+
+use devices::pci::Delivery;
+use journal::Input;
+use types::VirtualTime;
+
+use crate::board::Id;
+use crate::machine::Machine;
+use crate::spec::console_port;
+
+impl Machine {
+    /// Lets something in from outside, at the current execution point.
+    ///
+    /// Input for a device that the machine does not have is ignored.
+    pub fn inject(&mut self, input: Input) {
+        let now = self.now();
+        match input {
+            Input::ClockAnchor { vtime_ns, rate_millins } => {
+                let branches = self.vcpu.branches;
+                self.board.clock.anchor(branches, VirtualTime(vtime_ns), rate_millins);
+            }
+            Input::Console { port, bytes } => self.receive_console(port, bytes, now),
+            Input::NetReceive { nic, frame } => {
+                self.deliver_to_nic(nic, Delivery::Frame(frame), now);
+            }
+            Input::NetLink { nic, up } => self.deliver_to_nic(nic, Delivery::Link(up), now),
+            Input::PowerButton => self.board.press_power_button(&mut self.ram, now),
+        }
+    }
+
+    fn receive_console(&mut self, port: u32, bytes: Vec<u8>, now: VirtualTime) {
+        let id = match port {
+            console_port::COM1 => Id::Com1,
+            console_port::COM2 => Id::Com2,
+            _ => {
+                if let Some(slot) = self.board.console_slot {
+                    let delivery = Delivery::Console(bytes);
+                    self.board
+                        .call_pci(&mut self.ram, now, |pci, cx| pci.deliver(cx, slot, delivery));
+                }
+                return;
+            }
+        };
+        self.board.call(id, &mut self.ram, now, |device, cx| device.receive(cx, &bytes));
+    }
+
+    fn deliver_to_nic(&mut self, nic: u32, delivery: Delivery, now: VirtualTime) {
+        if let Some(&slot) = self.board.nic_slots.get(nic as usize) {
+            self.board.call_pci(&mut self.ram, now, |pci, cx| pci.deliver(cx, slot, delivery));
+        }
+    }
+
+    /// Bytes that console `port` can take in before some would be lost.
+    pub fn receive_room(&self, port: u32) -> usize {
+        self.board.receive_room(port as usize)
+    }
+}

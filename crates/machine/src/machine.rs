@@ -1,0 +1,119 @@
+//! The machine: one vCPU, RAM and a board.
+
+use boot::{BootError, BootSpec, BootState, Entry, KernelKind};
+use cpu::{Seg, Segment, Table, Vcpu, gpr};
+use journal::Input;
+use memory::Ram;
+use types::{ExecutionPoint, VirtualTime};
+
+use crate::board::Board;
+use crate::spec::{MachineError, MachineSpec};
+
+/// A whole computer.
+pub struct Machine {
+    pub(crate) spec: MachineSpec,
+    pub(crate) vcpu: Vcpu,
+    pub(crate) ram: Ram,
+    pub(crate) board: Board,
+}
+
+impl Machine {
+    /// A machine at power-on, with nothing loaded.
+    ///
+    /// # Errors
+    /// [`MachineError`] when RAM cannot be had or there are too many devices.
+    pub fn new(spec: MachineSpec) -> Result<Machine, MachineError> {
+        let ram = Ram::new(spec.memory_size)?;
+        let board = Board::new(&spec, ram.layout())?;
+        let vcpu = Vcpu::new(0, spec.model);
+        Ok(Machine { spec, vcpu, ram, board })
+    }
+
+    /// Loads a kernel and sets the vCPU to its entry.
+    ///
+    /// # Errors
+    /// [`BootError`] saying what is wrong with the files.
+    pub fn boot(&mut self, spec: &BootSpec<'_>) -> Result<KernelKind, BootError> {
+        let BootState { kind, entry } = boot::load(&mut self.ram, spec)?;
+        self.enter(&entry);
+        Ok(kind)
+    }
+
+    fn enter(&mut self, entry: &Entry) {
+        let vcpu = &mut self.vcpu;
+        vcpu.regs.gpr[..16].copy_from_slice(&entry.gpr);
+        vcpu.regs.gpr[gpr::RIP] = entry.rip;
+        vcpu.regs.set_rflags(entry.rflags);
+        vcpu.segments = [segment(&entry.data); 6];
+        vcpu.segments[Seg::Cs as usize] = segment(&entry.cs);
+        vcpu.tr = segment(&entry.tr);
+        vcpu.ldtr = segment(&entry.ldtr);
+        vcpu.gdtr = Table { base: entry.gdt.base, limit: entry.gdt.limit };
+        vcpu.idtr = Table { base: entry.idt.base, limit: entry.idt.limit };
+        (vcpu.cr0, vcpu.cr3, vcpu.cr4) = (entry.cr0, entry.cr3, entry.cr4);
+        vcpu.msrs.efer = entry.efer;
+        // Firmware leaves memory write-back and LINT0 wired to the PIC.
+        vcpu.msrs.mtrr_def_type = 0xc06;
+        vcpu.lapic.set_up_virtual_wire();
+        vcpu.tlb.flush();
+        vcpu.rederive();
+    }
+
+    /// Resets vCPU and devices. RAM, the branch count and virtual time go on.
+    pub fn reset(&mut self) {
+        let branches = self.vcpu.branches;
+        self.vcpu = Vcpu::new(0, self.spec.model);
+        self.vcpu.branches = branches;
+        self.board.reset();
+    }
+
+    /// Where the machine is (mechanism L1).
+    pub fn point(&self) -> ExecutionPoint {
+        self.vcpu.point()
+    }
+
+    /// Retired branches.
+    pub fn branches(&self) -> u64 {
+        self.vcpu.branches
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> VirtualTime {
+        self.board.clock.now(self.vcpu.branches)
+    }
+
+    /// The virtual clock's rate, thousandths of a nanosecond per branch.
+    pub fn rate_millins(&self) -> u64 {
+        self.board.clock.rate_millins()
+    }
+
+    /// Makes virtual time `at` while the vCPU is idle, if it is not later already.
+    pub fn skip_to(&mut self, at: VirtualTime) {
+        let rate_millins = self.board.clock.rate_millins();
+        self.inject(Input::ClockAnchor { vtime_ns: at.0, rate_millins });
+    }
+
+    /// What it was built from.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    /// The vCPU, to look at.
+    pub fn vcpu(&self) -> &Vcpu {
+        &self.vcpu
+    }
+
+    /// RAM, to look at.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+}
+
+fn segment(from: &boot::Segment) -> Segment {
+    Segment {
+        selector: from.selector,
+        base: from.base,
+        limit: from.limit,
+        attributes: from.attributes,
+    }
+}

@@ -1,0 +1,126 @@
+//! Running to an execution point: timers fire, interrupts are delivered and outputs leave at
+//! points that follow from the state alone.
+
+use cpu::{Activity, Cpu, Engine, Exit};
+use devices::PowerEvent;
+use journal::{DiskCompletion, Output};
+use types::VirtualTime;
+
+use crate::machine::Machine;
+
+/// Why the machine gave control back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The branch count is what was asked for.
+    Reached,
+    /// Nothing happened; run again. Never visible to the guest.
+    Yielded,
+    /// The vCPU is halted until `deadline` or an input.
+    Idle {
+        /// When the next timer fires, if one is armed.
+        deadline: Option<VirtualTime>,
+    },
+    /// The guest changed the power state, or ended the run.
+    Power(PowerEvent),
+    /// Triple fault.
+    Shutdown,
+}
+
+/// Where outputs go, and disk completions come from. What it answers is a function of the
+/// outputs alone, so it is no source of non-determinism.
+pub trait Outside {
+    /// Something leaves the machine.
+    fn output(&mut self, output: Output);
+
+    /// Waits until request `id` of disk `disk` is done. The point at which it enters the machine
+    /// is fixed already; if the host is slower than the model, the guest stands still.
+    fn disk_wait(&mut self, disk: u32, id: u64) -> DiskCompletion;
+}
+
+impl Machine {
+    /// Runs until the branch count is `until`, exactly, or something else stops it.
+    pub fn run(&mut self, engine: &mut dyn Engine, outside: &mut dyn Outside, until: u64) -> Stop {
+        loop {
+            if let Some(stop) = self.between_runs(outside, until) {
+                return stop;
+            }
+            let until = until.min(self.next_deadline_branches());
+            let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
+            cpu.sync_tlb();
+            if engine.run(&mut cpu, until) == Exit::Yielded {
+                self.give_out(outside);
+                return Stop::Yielded;
+            }
+        }
+    }
+
+    /// Executes one instruction, with what happens before it.
+    pub fn step(&mut self, engine: &mut dyn Engine, outside: &mut dyn Outside) -> Stop {
+        if let Some(stop) = self.between_runs(outside, u64::MAX) {
+            return stop;
+        }
+        let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
+        cpu.sync_tlb();
+        engine.step(&mut cpu);
+        Stop::Reached
+    }
+
+    /// Everything that happens at an instruction boundary, then why to stop there, if at all.
+    fn between_runs(&mut self, outside: &mut dyn Outside, until: u64) -> Option<Stop> {
+        self.board.attention = false;
+        self.give_out(outside);
+        if let Some(event) = self.board.power_event.take() {
+            return Some(Stop::Power(event));
+        }
+        self.fire_due_timers(outside);
+        self.deliver_messages();
+        if self.vcpu.activity == Activity::Shutdown {
+            return Some(Stop::Shutdown);
+        }
+        // A stop is before the interrupts of its point, so that inputs injected there come first.
+        if self.vcpu.branches >= until {
+            return Some(Stop::Reached);
+        }
+        let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
+        while cpu.service_pending() {}
+        (self.vcpu.activity == Activity::Halted)
+            .then(|| Stop::Idle { deadline: self.next_deadline() })
+    }
+
+    fn give_out(&mut self, outside: &mut dyn Outside) {
+        for output in self.board.take_outputs() {
+            outside.output(output);
+        }
+    }
+
+    fn fire_due_timers(&mut self, outside: &mut dyn Outside) {
+        let now = self.now();
+        if self.vcpu.lapic.timer_deadline().is_some_and(|at| at <= now) {
+            self.vcpu.lapic.timer_fired(now);
+        }
+        let mut wait = |board: &mut crate::board::Board, disk, id| {
+            for output in board.take_outputs() {
+                outside.output(output);
+            }
+            outside.disk_wait(disk, id)
+        };
+        while self.board.fire_due(&mut self.ram, now, &mut wait) {}
+        self.give_out(outside);
+    }
+
+    fn deliver_messages(&mut self) {
+        for message in std::mem::take(&mut self.board.messages) {
+            self.vcpu.receive_message(&message);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<VirtualTime> {
+        let lapic = self.vcpu.lapic.timer_deadline();
+        self.board.timers.deadline().into_iter().chain(lapic).min()
+    }
+
+    fn next_deadline_branches(&self) -> u64 {
+        let deadline = self.next_deadline().unwrap_or(VirtualTime::MAX);
+        self.board.clock.branches_at(deadline).max(self.vcpu.branches + 1)
+    }
+}
