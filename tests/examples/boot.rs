@@ -1,0 +1,22 @@
+//! Boots the mini guest with its console on standard error: `boot [KERNEL] [BRANCHES] [CMDLINE]`.
+
+fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let kernel = args.next().unwrap_or_else(|| "6.1".to_owned());
+    let until = args.next().map_or(Ok(u64::MAX), |text| text.parse())?;
+    let cmdline = args.next().unwrap_or_else(|| "doppel.end=poweroff".to_owned());
+    let mut guest = whole::Guest::new(512 << 20, Vec::new())?;
+    guest.outside.echo = true;
+    guest.boot_mini(&kernel, &cmdline)?;
+    let started = std::time::Instant::now();
+    let ended = guest.run(until);
+    let branches = guest.machine.branches();
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("{ended:?} at {} after {seconds:.2} s", guest.machine.point());
+    eprintln!(
+        "{:.1} M branches/s, virtual time {}",
+        branches as f64 / seconds / 1e6,
+        guest.machine.now()
+    );
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! A machine without a host: idle time is skipped, outputs are captured, disks are `DiskIo`s.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use boot::{BootSpec, PlatformTables};
+use devices::PowerEvent;
+use disk::DiskIo;
+use interp::Interp;
+use journal::{DiskCompletion, Output, WallClock};
+use machine::{Machine, MachineSpec, Outside, Stop};
+
+/// Wall-clock time of test machines at power-on: 2024-01-01 00:00 UTC.
+const WALL_CLOCK: WallClock = WallClock(1_704_067_200_000_000_000);
+
+/// Folder of the built guest images: `$DOPPEL_CACHE` or `.cache` in the workspace.
+pub fn guest_cache() -> PathBuf {
+    let cache = std::env::var_os("DOPPEL_CACHE")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../.cache"), PathBuf::from);
+    cache.join("guests")
+}
+
+/// What a machine put out.
+#[derive(Default)]
+pub struct Captured {
+    /// Bytes of each console by port.
+    pub consoles: [Vec<u8>; 3],
+    /// Frames sent.
+    pub frames: Vec<Vec<u8>>,
+    /// Where disk requests go.
+    pub disks: Vec<DiskIo>,
+    /// Copy COM1 to standard error as it comes.
+    pub echo: bool,
+}
+
+impl Captured {
+    /// What COM1 printed so far.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&self.consoles[0]).into_owned()
+    }
+}
+
+impl Outside for Captured {
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Console { port, bytes } => {
+                if self.echo && port == 0 {
+                    eprint!("{}", String::from_utf8_lossy(&bytes));
+                }
+                self.consoles[port as usize].extend_from_slice(&bytes);
+            }
+            Output::NetTransmit { frame, .. } => self.frames.push(frame),
+            Output::Disk { disk, request } => self.disks[disk as usize].submit(request),
+        }
+    }
+
+    fn disk_wait(&mut self, disk: u32, id: u64) -> DiskCompletion {
+        self.disks[disk as usize].wait(id)
+    }
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest changed the power state.
+    Power(PowerEvent),
+    /// Triple fault.
+    Shutdown,
+    /// Halted with no timer armed.
+    Asleep,
+    /// The branch count was reached.
+    Reached,
+}
+
+/// A machine and its engine.
+pub struct Guest {
+    /// The machine.
+    pub machine: Machine,
+    /// The engine.
+    pub engine: Interp,
+    /// What it put out.
+    pub outside: Captured,
+}
+
+impl Guest {
+    /// A machine of `memory_size` bytes.
+    pub fn new(memory_size: u64, disks: Vec<DiskIo>) -> Result<Guest> {
+        let specs = disks
+            .iter()
+            .map(|d| machine::DiskSpec { size: d.size(), read_only: d.read_only() })
+            .collect();
+        let spec = MachineSpec {
+            memory_size,
+            model: cpu::cpuid::Model::V3,
+            disks: specs,
+            nics: Vec::new(),
+            console: true,
+            debug_exit: Some(0xf4),
+            seed: 1,
+            wall_clock: WALL_CLOCK,
+            nominal_rate: MachineSpec::NOMINAL_RATE,
+        };
+        Ok(Guest {
+            machine: Machine::new(spec)?,
+            engine: Interp::new()?,
+            outside: Captured { disks, ..Captured::default() },
+        })
+    }
+
+    /// Boots a kernel image.
+    pub fn boot(&mut self, kernel: &[u8], initrd: Option<&[u8]>, cmdline: &str) -> Result<()> {
+        let tables = PlatformTables::standard(1);
+        let spec = BootSpec { kernel, initrd, cmdline, tables: &tables };
+        self.machine.boot(&spec)?;
+        Ok(())
+    }
+
+    /// Boots the mini guest of `kernel` ("6.1" or "backports") with more on its command line.
+    pub fn boot_mini(&mut self, kernel: &str, more: &str) -> Result<()> {
+        let read = |path: PathBuf| {
+            std::fs::read(&path).with_context(|| {
+                format!("{}: build the guests first with `cargo xtask guest`", path.display())
+            })
+        };
+        let cache = guest_cache();
+        let vmlinuz = read(cache.join(format!("kernel-{kernel}/vmlinuz")))?;
+        let initrd = read(cache.join(format!("mini-{kernel}.cpio")))?;
+        self.boot(&vmlinuz, Some(&initrd), &format!("console=ttyS0 {more}"))
+    }
+
+    /// Runs to a branch count or the guest's end, skipping idle time.
+    pub fn run(&mut self, until: u64) -> Ended {
+        loop {
+            match self.machine.run(&mut self.engine, &mut self.outside, until) {
+                Stop::Reached => return Ended::Reached,
+                Stop::Yielded => {}
+                Stop::Idle { deadline: Some(at) } => self.machine.skip_to(at),
+                Stop::Idle { deadline: None } => return Ended::Asleep,
+                Stop::Power(event) => return Ended::Power(event),
+                Stop::Shutdown => return Ended::Shutdown,
+            }
+        }
+    }
+}
