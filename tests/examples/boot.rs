@@ -1,5 +1,9 @@
 //! Boots the mini guest with its console on standard error: `boot [KERNEL] [BRANCHES] [CMDLINE]`.
 
+#![forbid(unsafe_code)]
+
+use cpu::Engine;
+
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let kernel = args.next().unwrap_or_else(|| "6.1".to_owned());
@@ -10,12 +14,13 @@ fn main() -> anyhow::Result<()> {
     guest.boot_mini(&kernel, &cmdline)?;
     let started = std::time::Instant::now();
     let ended = guest.run(until);
-    let branches = guest.machine.branches();
     let seconds = started.elapsed().as_secs_f64();
+    let per_second = |count: u64| count as f64 / seconds / 1e6;
     eprintln!("{ended:?} at {} after {seconds:.2} s", guest.machine.point());
     eprintln!(
-        "{:.1} M branches/s, virtual time {}",
-        branches as f64 / seconds / 1e6,
+        "{:.1} M instructions/s, {:.1} M branches/s, virtual time {}",
+        per_second(guest.engine.instructions()),
+        per_second(guest.machine.branches()),
         guest.machine.now()
     );
     Ok(())

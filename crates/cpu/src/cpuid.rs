@@ -63,6 +63,8 @@ const LEAF7_ECX: u32 = bits(&[2]);
 /// spec_ctrl stibp arch_capabilities ssbd: there are no side channels to close, and saying so
 /// keeps kernels from paying for mitigations.
 const LEAF7_EDX: u32 = bits(&[26, 27, 29, 31]);
+/// bhi_ctrl: lets kernels close BHI by a bit of IA32_SPEC_CTRL instead of a loop per system call.
+const LEAF72_EDX: u32 = bits(&[4]);
 /// v2: lahf prefetchw; v3: lzcnt.
 const LEAF_EXT1_ECX: Bits = Bits { v2: bits(&[0, 8]), v3: bits(&[5]) };
 /// syscall nx 1g-pages rdtscp lm.
@@ -168,7 +170,8 @@ impl Model {
             2 => leaf(0x00fe_ff01, 0, 0, 0),
             4 => cache_leaf(index),
             6 => leaf(1 << 2, 0, 0, 0),
-            7 if index == 0 => leaf(0, LEAF7_EBX.of(self), LEAF7_ECX, LEAF7_EDX),
+            7 if index == 0 => leaf(2, LEAF7_EBX.of(self), LEAF7_ECX, LEAF7_EDX),
+            7 if index == 2 => leaf(0, 0, 0, LEAF72_EDX),
             0xb => topology_leaf(index, vcpu),
             0xd if self.has_xsave() => xsave_leaf(self, index, xcr0),
             0x15 => leaf(1, 1, TSC_HZ, 0),

@@ -29,6 +29,9 @@ pub trait Engine: Send {
     /// exception it raises.
     fn step(&mut self, cpu: &mut Cpu<'_>) -> Exit;
 
+    /// Instructions begun so far; a statistic of the engine, not state of the guest.
+    fn instructions(&self) -> u64;
+
     /// Short name for messages.
     fn name(&self) -> &'static str;
 }

@@ -56,6 +56,9 @@ const MTRR_CAP: u64 = 0x508;
 /// IA32_MISC_ENABLE bits that are always set: fast strings, no BTS, no PEBS.
 const MISC_ENABLE_FIXED: u64 = 1 | (1 << 11) | (1 << 12);
 
+/// IBRS, STIBP, SSBD, BHI_DIS_S.
+const SPEC_CTRL_MASK: u64 = 0x407;
+
 impl Cpu<'_> {
     /// The time-stamp counter: virtual nanoseconds plus the guest's offset.
     pub fn tsc(&self) -> u64 {
@@ -85,7 +88,7 @@ impl Cpu<'_> {
             index::TSC => self.tsc(),
             index::APIC_BASE => self.vcpu.lapic.base_msr(),
             index::TSC_ADJUST => msrs.tsc_adjust,
-            index::PLATFORM_ID | index::SPEC_CTRL | index::MCG_CAP | index::MCG_STATUS => 0,
+            index::PLATFORM_ID | index::MCG_CAP | index::MCG_STATUS => 0,
             index::PERF_STATUS | index::XSS => 0,
             index::FEATURE_CONTROL => 1,
             index::BIOS_SIGN => 1 << 32,
@@ -110,6 +113,7 @@ impl Cpu<'_> {
             index::SYSENTER_ESP => &mut msrs.sysenter_esp,
             index::SYSENTER_EIP => &mut msrs.sysenter_eip,
             index::DEBUGCTL => &mut msrs.debugctl,
+            index::SPEC_CTRL => &mut msrs.spec_ctrl,
             index::MTRR_PHYS_BASE0..=index::MTRR_PHYS_LAST => &mut msrs.mtrr_variable[variable],
             index::MTRR_FIX_64K => &mut msrs.mtrr_fixed[0],
             index::MTRR_FIX_16K_80000 => &mut msrs.mtrr_fixed[1],
@@ -150,7 +154,6 @@ impl Cpu<'_> {
             index::TSC_DEADLINE => self.write_tsc_deadline(value),
             index::X2APIC_FIRST..=index::X2APIC_LAST => self.write_x2apic(msr, value)?,
             index::PRED_CMD | index::BIOS_UPDATE | index::BIOS_SIGN | index::MCG_STATUS => {}
-            index::SPEC_CTRL if value & !7 == 0 => {}
             index::XSS if value == 0 => {}
             index::MISC_ENABLE => self.vcpu.msrs.misc_enable = value & ((1 << 18) | 1),
             index::MTRR_CAP | index::ARCH_CAP => return Err(Exception::GP0),
@@ -169,6 +172,7 @@ impl Cpu<'_> {
             index::PAT => value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7)),
             index::TSC_AUX | index::SFMASK => value >> 32 == 0,
             index::DEBUGCTL => value & !3 == 0,
+            index::SPEC_CTRL => value & !SPEC_CTRL_MASK == 0,
             index::MTRR_DEF_TYPE => value & !0xcff == 0,
             _ => true,
         };

@@ -186,7 +186,7 @@ impl Vcpu {
     }
 }
 
-fn plain_msrs(msrs: &Msrs) -> [u64; 16] {
+fn plain_msrs(msrs: &Msrs) -> [u64; 17] {
     let Msrs {
         efer,
         star,
@@ -206,6 +206,7 @@ fn plain_msrs(msrs: &Msrs) -> [u64; 16] {
         mtrr_fixed: _,
         mtrr_variable: _,
         debugctl,
+        spec_ctrl,
     } = *msrs;
     [
         efer,
@@ -224,11 +225,12 @@ fn plain_msrs(msrs: &Msrs) -> [u64; 16] {
         misc_enable,
         mtrr_def_type,
         debugctl,
+        spec_ctrl,
     ]
 }
 
 fn restore_msrs(msrs: &mut Msrs, plain: &[u64], mtrr: &[u64]) -> Option<()> {
-    let plain: [u64; 16] = plain.try_into().ok()?;
+    let plain: [u64; 17] = plain.try_into().ok()?;
     [
         msrs.efer,
         msrs.star,
@@ -246,6 +248,7 @@ fn restore_msrs(msrs: &mut Msrs, plain: &[u64], mtrr: &[u64]) -> Option<()> {
         msrs.misc_enable,
         msrs.mtrr_def_type,
         msrs.debugctl,
+        msrs.spec_ctrl,
     ] = plain;
     msrs.mtrr_fixed.copy_from_slice(mtrr.get(..11)?);
     msrs.mtrr_variable.copy_from_slice(mtrr.get(11..27)?);

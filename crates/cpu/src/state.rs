@@ -165,6 +165,7 @@ pub struct Msrs {
     pub mtrr_fixed: [u64; 11],
     pub mtrr_variable: [u64; 16],
     pub debugctl: u64,
+    pub spec_ctrl: u64,
 }
 
 /// DR6.BS: the trap is a single step.

@@ -24,6 +24,7 @@ pub struct Interp {
     operand: Operand,
     decoder: InsnDecoder,
     cache: BlockCache,
+    instructions: u64,
 }
 
 /// Where the instructions to execute next are.
@@ -47,6 +48,7 @@ impl Interp {
             operand: Operand::new(),
             decoder: InsnDecoder::new(cpu::cpuid::Model::V3),
             cache: BlockCache::new(),
+            instructions: 0,
         })
     }
 
@@ -142,7 +144,7 @@ impl Interp {
         };
         let insns = if single { &insns[..1] } else { insns };
         let mut exec = Exec { cpu, stubs: &self.stubs, operand: &mut self.operand, single };
-        run_insns(&mut exec, insns);
+        self.instructions += run_insns(&mut exec, insns);
     }
 
     /// One instruction with everything that surrounds it: breakpoints, single-step, inhibitions.
@@ -196,13 +198,14 @@ fn fetch_byte(cpu: &mut Cpu<'_>, gva: u64) -> Result<u8> {
     }
 }
 
-/// Executes instructions in order until one raises, or asks for attention.
+/// Executes instructions in order until one raises, or asks for attention; says how many it began.
 #[inline]
-fn run_insns(exec: &mut Exec<'_, '_>, insns: &[Insn]) {
-    for insn in insns {
+fn run_insns(exec: &mut Exec<'_, '_>, insns: &[Insn]) -> u64 {
+    for (index, insn) in insns.iter().enumerate() {
         if let Err(exception) = (insn.run)(exec, insn) {
             exec.cpu.vcpu.pending.debug = 0;
-            return exec.cpu.raise(exception);
+            exec.cpu.raise(exception);
+            return index as u64 + 1;
         }
         if insn.sets_rip {
             exec.cpu.vcpu.branches += u64::from(insn.counts);
@@ -211,9 +214,10 @@ fn run_insns(exec: &mut Exec<'_, '_>, insns: &[Insn]) {
             exec.cpu.vcpu.regs.gpr[gpr::RIP] = next;
         }
         if exec.cpu.vcpu.attention {
-            return;
+            return index as u64 + 1;
         }
     }
+    insns.len() as u64
 }
 
 /// Why the engine must stop before the next instruction, if it must.
@@ -251,6 +255,10 @@ impl Engine for Interp {
         cpu.vcpu.attention = false;
         self.execute_step(cpu);
         boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
+    }
+
+    fn instructions(&self) -> u64 {
+        self.instructions
     }
 
     fn name(&self) -> &'static str {
