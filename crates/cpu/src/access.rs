@@ -140,23 +140,36 @@ impl Cpu<'_> {
     fn read_slow<T: Word>(&mut self, seg: Seg, gva: u64) -> Result<T> {
         let mut bytes = [0; 16];
         let bytes = &mut bytes[..T::SIZE as usize];
-        self.check_aligned(gva, T::SIZE)?;
+        self.check_aligned(seg, gva, T::SIZE, T::SIZE.min(8))?;
         self.read_linear(self.vcpu.mode.walk_side, seg, gva, bytes)?;
         Ok(T::from_bytes(bytes))
     }
 
     #[cold]
     fn write_slow<T: Word>(&mut self, seg: Seg, gva: u64, value: T) -> Result<()> {
-        self.check_aligned(gva, T::SIZE)?;
+        self.check_aligned(seg, gva, T::SIZE, T::SIZE.min(8))?;
         value.with_bytes(|bytes| self.write_linear(self.vcpu.mode.walk_side, seg, gva, bytes))
     }
 
-    /// #AC(0) for a misaligned access where alignment is checked.
-    fn check_aligned(&self, gva: u64, size: u64) -> Result<()> {
-        if self.vcpu.mode.checks_alignment && size <= 8 && gva & (size - 1) != 0 {
-            return Err(Exception::AC0);
+    /// #AC(0) for an access of `size` bytes that is not at a multiple of `alignment`, where that
+    /// is checked; a non-canonical address comes first.
+    ///
+    /// # Errors
+    /// #AC(0), or #GP(0) or #SS(0) for a non-canonical address.
+    pub fn check_aligned(&self, seg: Seg, gva: u64, size: u64, alignment: u64) -> Result<()> {
+        if !self.vcpu.mode.checks_alignment || gva & (alignment - 1) == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.check_canonical(seg, gva, size)?;
+        Err(Exception::AC0)
+    }
+
+    fn check_canonical(&self, seg: Seg, gva: u64, size: u64) -> Result<()> {
+        let last = self.wrap_linear(gva.wrapping_add(size.max(1) - 1));
+        if self.is_valid_linear(gva) && self.is_valid_linear(last) {
+            return Ok(());
+        }
+        Err(if seg == Seg::Ss { Exception::SS0 } else { Exception::GP0 })
     }
 
     /// Loads up to [`ACCESS_SIZE_MAX`] bytes at `seg:offset`.
@@ -187,7 +200,9 @@ impl Cpu<'_> {
         {
             return Ok(());
         }
-        self.check_aligned(gva, size.next_power_of_two())?;
+        if size <= 8 {
+            self.check_aligned(seg, gva, size, size)?;
+        }
         self.places(self.vcpu.mode.walk_side, seg, gva, size, Access::Write)?;
         Ok(())
     }
@@ -221,10 +236,7 @@ impl Cpu<'_> {
         access: Access,
     ) -> Result<(Place, u64, Option<Place>)> {
         debug_assert!(size as usize <= ACCESS_SIZE_MAX);
-        let last = self.wrap_linear(gva.wrapping_add(size.max(1) - 1));
-        if !self.is_valid_linear(gva) || !self.is_valid_linear(last) {
-            return Err(if seg == Seg::Ss { Exception::SS0 } else { Exception::GP0 });
-        }
+        self.check_canonical(seg, gva, size)?;
         let first = self.translate(side, gva, access)?;
         let first_size = (PAGE_SIZE - (gva & PAGE_MASK)).min(size);
         if first_size == size {

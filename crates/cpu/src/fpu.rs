@@ -30,6 +30,8 @@ pub enum Unit {
     Integer,
     /// x87.
     X87,
+    /// x87 instructions that do not wait for a pending exception (FNINIT, FNSTSW...).
+    X87Control,
     /// `FWAIT`, which CR0.MP and TS govern.
     Wait,
     /// MMX.
@@ -62,7 +64,7 @@ impl Cpu<'_> {
         let emulated = cr0 & cr::CR0_EM != 0;
         let (undefined, unavailable) = match unit {
             Unit::Integer => return Ok(()),
-            Unit::X87 => (false, emulated || task_switched),
+            Unit::X87 | Unit::X87Control => (false, emulated || task_switched),
             Unit::Wait => (false, task_switched && cr0 & cr::CR0_MP != 0),
             Unit::Mmx => (emulated, task_switched),
             Unit::Sse => (emulated || cr4 & cr::CR4_OSFXSR == 0, task_switched),
@@ -71,8 +73,14 @@ impl Cpu<'_> {
         match () {
             () if undefined => Err(Exception::UD),
             () if unavailable => Err(Exception::NM),
+            () if matches!(unit, Unit::X87 | Unit::Mmx | Unit::Wait) => self.check_pending_x87(),
             () => Ok(()),
         }
+    }
+
+    /// #MF if an earlier x87 instruction left an unmasked exception (FSW.ES).
+    fn check_pending_x87(&self) -> Result<()> {
+        if self.vcpu.regs.fx.fsw() & 0x80 != 0 { Err(Exception::MF) } else { Ok(()) }
     }
 
     fn avx_enabled(&self) -> bool {
@@ -110,6 +118,7 @@ impl Cpu<'_> {
         let gva = self.linear(seg, offset, 1, crate::paging::Access::Write)?;
         self.check_fxsave(gva, 16)?;
         let mut image = [0; LEGACY_SIZE];
+        self.probe_write(seg, offset, LEGACY_SIZE as u64)?;
         self.read_bytes(seg, offset, &mut image)?;
         let regs = &self.vcpu.regs;
         image[..MXCSR_AT].copy_from_slice(&regs.fx.0[..MXCSR_AT]);
@@ -191,6 +200,7 @@ impl Cpu<'_> {
         let has_avx = wanted & cr::XCR0_AVX != 0;
         let size = if has_avx { IMAGE_SIZE } else { AVX_OFFSET };
         let image = &mut image[..size];
+        self.probe_write(seg, offset, size as u64)?;
         self.read_bytes(seg, offset, image)?;
         let mut used = self.in_use() & wanted;
         if form == SaveForm::Compact && self.vcpu.regs.fx.mxcsr() != MXCSR_INIT {

@@ -5,7 +5,7 @@ use crate::access::Word;
 use crate::exception::{Exception, Result};
 use crate::registers::gpr;
 use crate::state::{Seg, Segment, attr};
-use crate::tlb::SIDE_SUPERVISOR;
+use crate::tlb::{SIDE_SUPERVISOR, SIDE_USER};
 
 /// A stack being built or taken down; RSP is written back only when all of it succeeded.
 pub struct Stack {
@@ -81,6 +81,9 @@ impl Cpu<'_> {
         let offset = stack.rsp.wrapping_sub(size) & mask;
         let gva = self.stack_linear(stack, offset, size)?;
         let bytes = value.to_le_bytes();
+        if stack.side == SIDE_USER {
+            self.check_aligned(Seg::Ss, gva, size, size)?;
+        }
         self.write_linear(stack.side, Seg::Ss, gva, &bytes[..size as usize])?;
         stack.rsp = (stack.rsp & !mask) | offset;
         Ok(())
@@ -94,6 +97,9 @@ impl Cpu<'_> {
         let mask = stack.mask();
         let gva = self.stack_linear(stack, stack.rsp & mask, size)?;
         let mut bytes = [0; 8];
+        if stack.side == SIDE_USER {
+            self.check_aligned(Seg::Ss, gva, size, size)?;
+        }
         self.read_linear(stack.side, Seg::Ss, gva, &mut bytes[..size as usize])?;
         stack.rsp = (stack.rsp & !mask) | (stack.rsp.wrapping_add(size) & mask);
         Ok(u64::from_le_bytes(bytes))

@@ -124,11 +124,15 @@ fn jmp_m(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
     go(exec, target)
 }
 
-/// Pushes the return address and jumps; nothing is pushed if the target is refused.
+/// Pushes the return address and jumps; nothing is pushed if the target is refused, but a push
+/// that would fault comes first.
 #[inline(always)]
 fn call_to<T: Word>(exec: &mut Exec<'_, '_>, insn: &Insn, target: u64) -> Result<()> {
     let return_to = exec.next_rip(insn);
-    exec.cpu.check_jump(target)?;
+    if let Err(refused) = exec.cpu.check_jump(target) {
+        exec.cpu.probe_push(T::SIZE)?;
+        return Err(refused);
+    }
     exec.cpu.push(T::from_u64(return_to))?;
     go(exec, target)
 }

@@ -34,6 +34,11 @@ pub fn handler(instruction: &Instruction) -> Option<Handler> {
         | Mnemonic::Prefetchnta
         | Mnemonic::Prefetchw
         | Mnemonic::Prefetch
+        | Mnemonic::Prefetchwt1
+        | Mnemonic::Prefetchit0
+        | Mnemonic::Prefetchit1
+        | Mnemonic::Cldemote
+        | Mnemonic::Reservednop
         | Mnemonic::Lfence
         | Mnemonic::Sfence
         | Mnemonic::Mfence => no_operation,

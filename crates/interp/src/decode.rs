@@ -2,8 +2,8 @@
 
 use cpu::{Seg, Unit, branch, cpuid::Model, gpr};
 use iced_x86::{
-    Code, ConditionCode, CpuidFeature, Decoder, DecoderError, DecoderOptions, EncodingKind,
-    Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    Code, CodeSize, ConditionCode, CpuidFeature, Decoder, DecoderError, DecoderOptions,
+    EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 use native::Stubs;
 
@@ -102,6 +102,8 @@ impl InsnDecoder {
         let Some(memory) = info.used_memory().first() else { return Touch::None };
         match memory.access() {
             OpAccess::Read | OpAccess::CondRead => Touch::Read,
+            // An x87 store with an unmasked exception leaves memory as it is.
+            OpAccess::Write if unit(instruction) == Unit::X87 => Touch::Modify,
             OpAccess::Write => Touch::Write,
             OpAccess::NoMemAccess | OpAccess::None => Touch::None,
             OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => Touch::Modify,
@@ -246,7 +248,7 @@ fn set_memory(insn: &mut Insn, instruction: &Instruction) {
     if !memory {
         return;
     }
-    insn.seg = segment(instruction.memory_segment()).unwrap_or(Seg::Ds);
+    insn.seg = memory_segment(instruction);
     if !instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
         return;
     }
@@ -258,6 +260,20 @@ fn set_memory(insn: &mut Insn, instruction: &Instruction) {
         insn.index = address_register(instruction.memory_index());
     }
     insn.scale = instruction.memory_index_scale().trailing_zeros() as u8;
+}
+
+/// Segment of the memory operand. 64-bit code knows FS and GS only; which of the others it is
+/// decides between #SS and #GP, by the base register (SDM vol. 1, 3.3.4).
+fn memory_segment(instruction: &Instruction) -> Seg {
+    let named = segment(instruction.memory_segment()).unwrap_or(Seg::Ds);
+    if instruction.code_size() != CodeSize::Code64 || matches!(named, Seg::Fs | Seg::Gs) {
+        return named;
+    }
+    let base = instruction.memory_base();
+    let stack = base != Register::None
+        && base.is_gpr()
+        && matches!(base.full_register(), Register::RSP | Register::RBP);
+    if stack { Seg::Ss } else { Seg::Ds }
 }
 
 fn is_memory_kind(kind: OpKind) -> bool {
@@ -310,6 +326,7 @@ fn set_registers(insn: &mut Insn, instruction: &Instruction) {
     if let Some(size) = gather::index_size(instruction) {
         insn.imm2 = size;
         insn.reg[1] = gather::vector_number(instruction.memory_index());
+        insn.mem_size = instruction.op0_register().size() as u16;
     }
 }
 
@@ -422,6 +439,15 @@ fn condition_number(instruction: &Instruction) -> u16 {
     }
 }
 
+/// Whether an x87 instruction first raises what an earlier one left pending.
+fn waits(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    !matches!(
+        mnemonic,
+        Fninit | Fnclex | Fnstcw | Fnstsw | Fnstenv | Fnsave | Fneni | Fndisi | Fnsetpm
+    )
+}
+
 /// Register file the instruction computes on.
 fn unit(instruction: &Instruction) -> Unit {
     use CpuidFeature::*;
@@ -438,7 +464,7 @@ fn unit(instruction: &Instruction) -> Unit {
         return if has(&[BMI1, BMI2]) { Unit::Integer } else { Unit::Avx };
     }
     if has(&[FPU, FPU287, FPU387]) {
-        return Unit::X87;
+        return if waits(mnemonic) { Unit::X87 } else { Unit::X87Control };
     }
     let uses_mmx = instruction
         .op_kinds()

@@ -158,27 +158,32 @@ fn masked_store<const DATA: usize>(exec: &mut Exec<'_, '_>, insn: &Insn) -> Resu
 fn byte_masked_store<const SIZE: usize>(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
     exec.cpu.check_unit(insn.unit)?;
     let (data, masks) = if SIZE == 8 {
-        // Runs natively on a stand-in of zeroes and of ones: the bytes stored are those equal.
         (mmx(exec, insn.reg[1]), mmx(exec, insn.reg[2]))
     } else {
         (vector(exec, insn.reg[1]), vector(exec, insn.reg[2]))
     };
     let base = exec.regs().gpr[gpr::RDI] & address_mask(insn.address_bits);
+    if SIZE == 8 {
+        let gva = exec.cpu.vcpu.mode.bases[insn.seg as usize].wrapping_add(base);
+        exec.cpu.check_aligned(insn.seg, gva, 8, 8)?;
+    }
     let chosen: Vec<(usize, &[u8])> =
         (0..SIZE).filter(|&at| masks[at] & 0x80 != 0).map(|at| (at, &data[at..=at])).collect();
-    store_chosen(exec, insn.seg, base, insn.address_bits, &chosen)?;
     if SIZE == 8 {
-        // MMX state effects (tags, top of stack) come from the instruction itself.
+        // The switch to MMX state comes from the instruction itself, and before any fault.
         exec.operand.align(0);
-        return native_unit(exec, insn);
+        native_unit(exec, insn)?;
     }
-    Ok(())
+    store_chosen(exec, insn.seg, base, insn.address_bits, &chosen)
 }
 
 /// An MMX register: the significand of the x87 register it aliases.
 fn mmx(exec: &Exec<'_, '_>, register: u8) -> Bytes {
+    let fx = &exec.cpu.vcpu.regs.fx;
+    let top = fx.fsw() >> 11 & 7;
+    let slot = usize::from((u16::from(register & 7).wrapping_sub(top)) & 7);
+    let at = 32 + 16 * slot;
     let mut bytes = [0; 32];
-    let at = 32 + 16 * usize::from(register & 7);
-    bytes[..8].copy_from_slice(&exec.cpu.vcpu.regs.fx.0[at..at + 8]);
+    bytes[..8].copy_from_slice(&fx.0[at..at + 8]);
     bytes
 }

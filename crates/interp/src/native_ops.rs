@@ -1,6 +1,6 @@
 //! Instructions that only compute: run on the host CPU by a stub, their memory operand stood in.
 
-use cpu::{Exception, Result, Seg};
+use cpu::{Access, Exception, Result, Seg, Unit};
 use native::NativeFault;
 
 use crate::insn::{Exec, Insn, get};
@@ -77,6 +77,39 @@ impl Exec<'_, '_> {
         }
     }
 
+    /// The exception to raise when the access raised `exception`: the #GP of a misaligned vector
+    /// operand comes first, and the instruction itself, run on a copy, says whether there is one.
+    #[cold]
+    fn misalignment_first(&mut self, insn: &Insn, offset: u64, exception: Exception) -> Exception {
+        let base = self.cpu.vcpu.mode.bases[insn.seg as usize];
+        let stub = insn.stub.expect("decoded with a stub");
+        let inside = u64::from(insn.mem_size) - 1;
+        if insn.mem_size < 16 || base.wrapping_add(offset) & inside == 0 {
+            return exception;
+        }
+        let mut copy = self.cpu.vcpu.regs.clone();
+        match self.stubs.run(stub, &mut copy, self.operand) {
+            Err(NativeFault::GeneralProtection) => Exception::GP0,
+            _ => exception,
+        }
+    }
+
+    /// #AC(0) of x87 operands whose alignment is not their size (SDM vol. 3, table 6-7).
+    fn check_x87_alignment(&self, insn: &Insn, offset: u64) -> Result<()> {
+        if !self.cpu.vcpu.mode.checks_alignment {
+            return Ok(());
+        }
+        let alignment = match (insn.unit, insn.mem_size) {
+            (Unit::X87 | Unit::X87Control, 10) => 8,
+            (Unit::X87 | Unit::X87Control, 14 | 94) => 2,
+            (Unit::X87 | Unit::X87Control, 28 | 108) => 4,
+            _ => return Ok(()),
+        };
+        let size = u64::from(insn.mem_size);
+        let gva = self.cpu.linear(insn.seg, offset, size, Access::Read)?;
+        self.cpu.check_aligned(insn.seg, gva, size, alignment)
+    }
+
     /// Places the stand-in as the guest's linear address lies within its 64 bytes.
     fn align_operand(&mut self, seg: Seg, offset: u64) {
         let base = self.cpu.vcpu.mode.bases[seg as usize];
@@ -97,14 +130,19 @@ pub fn native_unit(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
 
 fn read_at(exec: &mut Exec<'_, '_>, insn: &Insn, offset: u64) -> Result<()> {
     exec.align_operand(insn.seg, offset);
-    exec.load_operand(insn.seg, offset, insn.mem_size)?;
+    exec.check_x87_alignment(insn, offset)?;
+    exec.load_operand(insn.seg, offset, insn.mem_size)
+        .map_err(|exception| exec.misalignment_first(insn, offset, exception))?;
     exec.run_stub(insn)
 }
 
 fn modify_at(exec: &mut Exec<'_, '_>, insn: &Insn, offset: u64) -> Result<()> {
     exec.align_operand(insn.seg, offset);
-    exec.cpu.probe_write(insn.seg, offset, u64::from(insn.mem_size))?;
-    exec.load_operand(insn.seg, offset, insn.mem_size)?;
+    exec.check_x87_alignment(insn, offset)?;
+    exec.cpu
+        .probe_write(insn.seg, offset, u64::from(insn.mem_size))
+        .and_then(|()| exec.load_operand(insn.seg, offset, insn.mem_size))
+        .map_err(|exception| exec.misalignment_first(insn, offset, exception))?;
     exec.run_stub(insn)?;
     exec.store_operand(insn.seg, offset, insn.mem_size)
 }
@@ -121,7 +159,10 @@ pub fn native_write(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
     exec.cpu.check_unit(insn.unit)?;
     let offset = exec.offset(insn);
     exec.align_operand(insn.seg, offset);
-    exec.cpu.probe_write(insn.seg, offset, u64::from(insn.mem_size))?;
+    exec.check_x87_alignment(insn, offset)?;
+    exec.cpu
+        .probe_write(insn.seg, offset, u64::from(insn.mem_size))
+        .map_err(|exception| exec.misalignment_first(insn, offset, exception))?;
     exec.run_stub(insn)?;
     exec.store_operand(insn.seg, offset, insn.mem_size)
 }

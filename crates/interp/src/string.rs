@@ -212,9 +212,9 @@ fn cmps<T: Word>(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
 }
 
 fn ins<T: Word>(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
+    exec.cpu.check_port(exec.get(gpr::RDX as u8), T::SIZE)?;
     repeat(exec, insn, no_bulk, |s| {
         let port: u16 = s.exec.get(gpr::RDX as u8);
-        s.exec.cpu.check_port(port, T::SIZE)?;
         s.exec.cpu.probe_write(Seg::Es, s.pointer(gpr::RDI), T::SIZE)?;
         let value = s.exec.cpu.port_in(port, T::SIZE as u8);
         s.exec.cpu.write(Seg::Es, s.pointer(gpr::RDI), T::from_u64(u64::from(value)))?;
@@ -224,9 +224,9 @@ fn ins<T: Word>(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
 }
 
 fn outs<T: Word>(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
+    exec.cpu.check_port(exec.get(gpr::RDX as u8), T::SIZE)?;
     repeat(exec, insn, no_bulk, |s| {
         let port: u16 = s.exec.get(gpr::RDX as u8);
-        s.exec.cpu.check_port(port, T::SIZE)?;
         let value: T = s.exec.cpu.read(s.insn.seg, s.pointer(gpr::RSI))?;
         s.exec.cpu.port_out(port, T::SIZE as u8, value.to_u64() as u32);
         s.advance(gpr::RSI, T::SIZE);

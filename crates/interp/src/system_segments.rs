@@ -177,8 +177,6 @@ fn arpl(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
     let lower = target & 3 < source & 3;
     let adjusted = (target & !3) | (source & 3);
     if insn.reg[0] == MEMORY {
-        let offset = exec.offset(insn);
-        exec.cpu.probe_write(insn.seg, offset, 2)?;
         if lower {
             exec.store(insn, adjusted)?;
         }

@@ -11,6 +11,7 @@
 
 pub mod address;
 pub mod case;
+mod choice;
 pub mod compare;
 pub mod corpus;
 pub mod coverage;

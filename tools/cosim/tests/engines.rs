@@ -16,7 +16,6 @@ fn difference(host: &mut HostExecutor, tested: &mut dyn Executor, case: &Case) -
 
 /// One test, as a process has one host executor.
 #[test]
-#[ignore = "the interpreter still differs in faults' priorities and a few instructions"]
 fn interpreter_agrees_with_the_host() {
     let mut host = HostExecutor::new().expect("the host executor runs here");
     let interp = interp::Interp::new().expect("this host runs stubs");

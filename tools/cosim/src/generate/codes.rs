@@ -145,6 +145,14 @@ fn other_exclusion(target: Target) -> Option<&'static str> {
     {
         return Some("loads from the host's descriptor tables");
     }
+    if matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D
+            | Code::Reservednop_rm32_r32_0F0D
+            | Code::Reservednop_rm64_r64_0F0D
+    ) {
+        return Some("differs between vendors: a no-operation or undefined");
+    }
     if target.bitness == 64 && !(info.intel_decoder64() && info.amd_decoder64()) {
         return Some("differs between vendors in 64-bit mode");
     }
