@@ -1,1 +1,105 @@
-fn main() {}
+//! The command `doppel`: one file per verb, each an argument struct with a `run`.
+//!
+//! Every failure is one line on standard error, `doppel: what: why`, and an exit status of
+//! [`vmm::ExitStatus`]'s table.
+
+#![forbid(unsafe_code)]
+
+mod fail;
+mod image;
+mod key_value;
+mod size;
+mod usage;
+mod values;
+mod verbs;
+
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use vmm::ExitStatus;
+
+use fail::Fail;
+
+/// A deterministic virtual machine monitor for x86-64 guests.
+#[derive(Debug, Parser)]
+#[command(name = "doppel", version, after_long_help = usage::exit_statuses())]
+struct Doppel {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<verbs::run::Run>),
+    List(verbs::list::List),
+    Console(verbs::console::Console),
+    Pause(verbs::pause::Pause),
+    Resume(verbs::resume::Resume),
+    Stop(verbs::stop::Stop),
+    Inspect(verbs::inspect::Inspect),
+}
+
+impl Verb {
+    /// Does it; the exit status.
+    fn run(&self) -> Result<u8, Fail> {
+        match self {
+            Verb::Run(run) => run.run(),
+            Verb::List(list) => list.run(),
+            Verb::Console(console) => console.run(),
+            Verb::Pause(pause) => pause.run(),
+            Verb::Resume(resume) => resume.run(),
+            Verb::Stop(stop) => stop.run(),
+            Verb::Inspect(inspect) => inspect.run(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let matches = match Doppel::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return usage::report(&error),
+    };
+    let doppel = match Doppel::from_arg_matches(&matches) {
+        Ok(doppel) => doppel,
+        Err(error) => return usage::report(&error),
+    };
+    start_log();
+    match catch_unwind(|| doppel.verb.run()) {
+        Ok(Ok(status)) => status.into(),
+        Ok(Err(fail)) => {
+            eprintln!("doppel: {fail}");
+            (fail.status() as u8).into()
+        }
+        Err(_) => {
+            eprintln!("doppel: the message above is of a defect; please report it");
+            (ExitStatus::Internal as u8).into()
+        }
+    }
+}
+
+/// Warnings and errors of the library go to standard error, a line each.
+fn start_log() {
+    let level = match std::env::var("DOPPEL_LOG").as_deref() {
+        Ok("debug") => tracing::Level::DEBUG,
+        Ok("info") => tracing::Level::INFO,
+        _ => tracing::Level::WARN,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Doppel::command().debug_assert();
+    }
+}

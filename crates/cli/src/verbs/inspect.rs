@@ -1,0 +1,69 @@
+//! `doppel inspect`.
+
+use clap::Args;
+use vmm::VmInfo;
+use vmm::client::Client;
+
+use super::{client_fail, find, print, print_json};
+use crate::fail::Fail;
+
+/// Say what a running VM is and where it stands.
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// Name of the VM.
+    name: String,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    /// Runs the verb.
+    pub fn run(&self) -> Result<u8, Fail> {
+        let vm = find(&self.name)?;
+        let info = Client::new(&vm.api()).inspect().map_err(client_fail(&self.name))?;
+        if self.json {
+            print_json(&info)?;
+        } else {
+            print(&describe(&info))?;
+        }
+        Ok(0)
+    }
+}
+
+fn describe(info: &VmInfo) -> String {
+    let mut lines = vec![
+        ("name", info.name.clone()),
+        ("process", info.pid.to_string()),
+        ("state", info.state.name().into()),
+        ("engine", format!("{}, CPU x86-64-{}", info.engine, info.cpu)),
+        ("memory", format!("{}M", info.memory_bytes >> 20)),
+        ("kernel", info.kernel.display().to_string()),
+    ];
+    if let Some(initrd) = &info.initrd {
+        lines.push(("initrd", initrd.display().to_string()));
+    }
+    lines.push(("cmdline", info.cmdline.clone()));
+    for disk in &info.disks {
+        let read_only = if disk.read_only { ", read-only" } else { "" };
+        let (path, format) = (disk.path.display(), &disk.format);
+        lines.push(("disk", format!("{path} ({format}, {}M{read_only})", disk.size_bytes >> 20)));
+    }
+    for net in &info.nets {
+        let forwards: String = net.forwards.iter().map(|one| format!(", hostfwd={one}")).collect();
+        lines.push(("net", format!("{}, mac {}{forwards}", net.to, net.mac)));
+    }
+    for console in &info.consoles {
+        let place = match &console.place {
+            Some(place) if console.to == "pty" => format!(" {}", place.display()),
+            _ => String::new(),
+        };
+        lines.push(("console", format!("{} to {}{place}", console.device, console.to)));
+    }
+    let seed = info.seed.map_or(String::new(), |seed| format!(", seed {seed}"));
+    lines.push(("clock", format!("{}{seed}", info.clock)));
+    lines.push(("branches", info.branches.to_string()));
+    lines.push(("guest time", format!("{:.3} s", info.virtual_time_ns as f64 / 1e9)));
+    lines.push(("api", info.api.display().to_string()));
+    lines.into_iter().map(|(key, value)| format!("{key:<11}{value}\n")).collect()
+}

@@ -1,0 +1,178 @@
+//! The handlers.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State as Extract;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, oneshot};
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::info::InfoBuilder;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{Api, ErrorReply, StateReply, StopRequest};
+use crate::inbox::{Refusal, Verb};
+use crate::lifecycle::StateEvent;
+use crate::{Metrics, State, VmInfo};
+
+/// Everything that answers.
+pub(super) fn router(api: Api) -> Router {
+    let (router, description) = parts();
+    let describe = move || async move { Json(description) };
+    router
+        .route("/openapi.json", axum::routing::get(describe))
+        .fallback(|| async { refuse(StatusCode::NOT_FOUND, "no such path; see /openapi.json") })
+        .method_not_allowed_fallback(|| async {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "wrong method; see /openapi.json")
+        })
+        .with_state(api)
+}
+
+/// What `/openapi.json` says.
+pub(super) fn description() -> OpenApi {
+    parts().1
+}
+
+fn parts() -> (Router<Api>, OpenApi) {
+    let (router, mut description) = OpenApiRouter::new()
+        .routes(routes!(inspect))
+        .routes(routes!(metrics))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+        .routes(routes!(stop))
+        .routes(routes!(power_button))
+        .routes(routes!(events))
+        .split_for_parts();
+    description.info = InfoBuilder::new()
+        .title("Doppel VM")
+        .version("1")
+        .description(Some("One running virtual machine, on its unix socket."))
+        .build();
+    (router, description)
+}
+
+/// What the VM is and where it stands.
+#[utoipa::path(get, path = "/vm", responses((status = OK, body = VmInfo)))]
+async fn inspect(Extract(api): Extract<Api>) -> Json<VmInfo> {
+    let metrics = api.metrics.get();
+    Json(VmInfo {
+        state: api.lifecycle.state(),
+        branches: metrics.branches,
+        virtual_time_ns: metrics.virtual_time_ns,
+        ..api.info
+    })
+}
+
+/// Counters.
+#[utoipa::path(get, path = "/vm/metrics", responses((status = OK, body = Metrics)))]
+async fn metrics(Extract(api): Extract<Api>) -> Json<Metrics> {
+    Json(api.metrics.get())
+}
+
+/// Makes the guest stand still; answers when it does.
+#[utoipa::path(put, path = "/vm/pause", responses(
+    (status = OK, body = StateReply),
+    (status = CONFLICT, body = ErrorReply, description = "The VM is stopping or has stopped")
+))]
+async fn pause(Extract(api): Extract<Api>) -> Response {
+    answer(api.control.request(Verb::Pause)).await
+}
+
+/// Lets the guest go on.
+#[utoipa::path(put, path = "/vm/resume", responses(
+    (status = OK, body = StateReply),
+    (status = CONFLICT, body = ErrorReply, description = "The VM is stopping or has stopped")
+))]
+async fn resume(Extract(api): Extract<Api>) -> Response {
+    answer(api.control.request(Verb::Resume)).await
+}
+
+/// Asks the guest to power off and ends the VM if it does not in time, or ends it at once.
+#[utoipa::path(put, path = "/vm/stop", request_body = Option<StopRequest>, responses(
+    (status = OK, body = StateReply, description = "On its way; /events tells the end"),
+    (status = BAD_REQUEST, body = ErrorReply),
+    (status = CONFLICT, body = ErrorReply, description = "The VM has stopped")
+))]
+async fn stop(
+    Extract(api): Extract<Api>,
+    request: Result<Option<Json<StopRequest>>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(request) => request.map(|Json(request)| request).unwrap_or_default(),
+        Err(rejection) => return refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    };
+    if request.force {
+        api.control.kill();
+        return Json(StateReply { state: State::Stopping }).into_response();
+    }
+    answer(api.control.stop()).await
+}
+
+/// Presses the power button, and leaves it to the guest.
+#[utoipa::path(put, path = "/vm/power-button", responses(
+    (status = OK, body = StateReply),
+    (status = CONFLICT, body = ErrorReply, description = "The VM has stopped")
+))]
+async fn power_button(Extract(api): Extract<Api>) -> Response {
+    answer(api.control.request(Verb::PowerButton)).await
+}
+
+/// The present state, then each change of state, as server-sent events named `state`.
+#[utoipa::path(get, path = "/events", responses(
+    (status = OK, body = StateEvent, content_type = "text/event-stream")
+))]
+async fn events(Extract(api): Extract<Api>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let changes = api.lifecycle.subscribe();
+    let now = StateEvent { state: api.lifecycle.state(), reason: None, status: None };
+    Sse::new(unfold(Subscription { now: Some(now), changes }, next_event))
+        .keep_alive(KeepAlive::default())
+}
+
+struct Subscription {
+    /// To be told first.
+    now: Option<StateEvent>,
+    changes: broadcast::Receiver<StateEvent>,
+}
+
+async fn next_event(
+    mut subscription: Subscription,
+) -> Option<(Result<Event, Infallible>, Subscription)> {
+    let event = match subscription.now.take() {
+        Some(now) => now,
+        None => loop {
+            match subscription.changes.recv().await {
+                Ok(event) => break event,
+                // A reader that slow gets the latest ones.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        },
+    };
+    let data = serde_json::to_string(&event).unwrap_or_default();
+    Some((Ok(Event::default().event("state").data(data)), subscription))
+}
+
+async fn answer(answer: oneshot::Receiver<Result<State, Refusal>>) -> Response {
+    match answer.await.unwrap_or(Err(Refusal::Ended)) {
+        Ok(state) => Json(StateReply { state }).into_response(),
+        Err(refusal) => {
+            let status = match refusal {
+                Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                Refusal::State { .. } | Refusal::Ended => StatusCode::CONFLICT,
+            };
+            refuse(status, &refusal.to_string())
+        }
+    }
+}
+
+fn refuse(status: StatusCode, error: &str) -> Response {
+    (status, Json(ErrorReply { error: error.into() })).into_response()
+}

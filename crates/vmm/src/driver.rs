@@ -1,0 +1,267 @@
+//! The machine thread: runs the machine quantum by quantum and lets the outside in between.
+//!
+//! Everything that depends on the host enters here: which inputs come after which quantum, and in
+//! a live run the anchors of the clock. With a seed there are no anchors, so that without input
+//! the run depends on nothing of the host; with `--warp` idle time is skipped besides.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boot::{BootSpec, PlatformTables};
+use cpu::Engine;
+use devices::PowerEvent;
+use host::clock::monotonic_ns;
+use journal::Input;
+use machine::{Machine, MachineSpec, Stop};
+use types::VirtualTime;
+
+use crate::clock::{LiveClock, quantum_branches};
+use crate::hash_log::HashLog;
+use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
+use crate::lifecycle::Lifecycle;
+use crate::ports::Ports;
+use crate::prepare::BootFiles;
+use crate::status::SharedMetrics;
+use crate::{End, Metrics, State, VmError};
+
+/// Frames let in per card and quantum.
+const FRAMES_PER_QUANTUM: usize = 256;
+/// Longest single sleep; a deadline beyond it is only slept towards.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+/// How virtual time passes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// As the host's clock.
+    Live(LiveClock),
+    /// By branches alone; idle time takes as long as it would.
+    Seeded,
+    /// By branches alone; idle time takes no time.
+    Warp,
+}
+
+/// Everything the machine thread owns.
+pub(crate) struct Driver {
+    pub machine: Machine,
+    pub engine: Box<dyn Engine>,
+    pub ports: Ports,
+    pub inbox: Arc<Inbox>,
+    pub lifecycle: Arc<Lifecycle>,
+    pub shared_metrics: Arc<SharedMetrics>,
+    pub pace: Pace,
+    pub hash_log: HashLog,
+    pub boot: BootFiles,
+    pub no_reboot: bool,
+    pub metrics: Metrics,
+}
+
+impl Driver {
+    /// Runs the machine to its end.
+    ///
+    /// # Errors
+    /// When the host fails in a way the guest cannot be told; disks are still to be closed.
+    pub fn run(&mut self) -> Result<End, VmError> {
+        self.lifecycle.enter(State::Running);
+        let end = self.run_quanta()?;
+        self.hash_log.finish(&mut self.machine)?;
+        self.publish();
+        Ok(end)
+    }
+
+    fn run_quanta(&mut self) -> Result<End, VmError> {
+        loop {
+            if let Some(end) = self.obey() {
+                return Ok(end);
+            }
+            self.let_in();
+            let stop = self.run_quantum();
+            if self.hash_log.look(&mut self.machine)? {
+                return Ok(End::StopPoint);
+            }
+            match stop {
+                Stop::Reached | Stop::Yielded => {}
+                Stop::Idle { deadline } => self.idle(deadline),
+                Stop::Shutdown => return Ok(End::TripleFault),
+                Stop::Power(event) => {
+                    if let Some(end) = self.power(event)? {
+                        return Ok(end);
+                    }
+                }
+            }
+            self.anchor();
+            self.publish();
+        }
+    }
+
+    fn run_quantum(&mut self) -> Stop {
+        let before = self.machine.branches();
+        let quantum = match &self.pace {
+            Pace::Live(clock) => clock.quantum_branches(),
+            Pace::Seeded | Pace::Warp => quantum_branches(MachineSpec::NOMINAL_RATE),
+        };
+        let until = before.saturating_add(quantum).min(self.hash_log.until());
+        let start_ns = monotonic_ns();
+        let stop = self.machine.run(self.engine.as_mut(), &mut self.ports, until);
+        let run_ns = monotonic_ns() - start_ns;
+        self.metrics.quanta += 1;
+        self.metrics.run_ns += run_ns;
+        if let Pace::Live(clock) = &mut self.pace {
+            clock.measure(run_ns, self.machine.branches() - before);
+        }
+        stop
+    }
+
+    /// Live, moves virtual time to the host's.
+    fn anchor(&mut self) {
+        if let Pace::Live(clock) = &self.pace {
+            let anchor = clock.anchor(monotonic_ns(), self.machine.now());
+            self.machine.inject(Input::ClockAnchor {
+                vtime_ns: anchor.vtime_ns,
+                rate_millins: anchor.rate_millins,
+            });
+        }
+    }
+
+    /// Lets in what came from consoles and networks, as far as there is room.
+    fn let_in(&mut self) {
+        for (port, room) in self.rooms().into_iter().enumerate() {
+            let bytes = self.inbox.take_typed(port, room);
+            if !bytes.is_empty() {
+                self.machine.inject(Input::Console { port: port as u32, bytes });
+            }
+        }
+        for card in 0..self.ports.nets.len() {
+            let nic = card as u32;
+            for frame in self.inbox.take_frames(card, FRAMES_PER_QUANTUM) {
+                self.machine.inject(Input::NetReceive { nic, frame });
+            }
+            if self.inbox.take_link_down(card) {
+                self.machine.inject(Input::NetLink { nic, up: false });
+            }
+        }
+    }
+
+    /// Bytes that each console can take.
+    fn rooms(&self) -> [usize; PORTS] {
+        std::array::from_fn(|port| self.machine.receive_room(port as u32))
+    }
+
+    /// The guest waits for `deadline` or for something from outside.
+    fn idle(&mut self, deadline: Option<VirtualTime>) {
+        let now = self.machine.now();
+        let start_ns = monotonic_ns();
+        let sleep_ns = match (&self.pace, deadline) {
+            (_, None) => None,
+            (Pace::Live(clock), Some(at)) => Some(clock.host_ns_of(at).saturating_sub(start_ns)),
+            (Pace::Seeded, Some(at)) => Some(at.ns_since(now)),
+            (Pace::Warp, Some(_)) => Some(0),
+        };
+        let sleep = sleep_ns.map(|ns| Duration::from_nanos(ns).min(SLEEP_MAX));
+        let until = sleep.map(|sleep| Instant::now() + sleep);
+        let woken = self.inbox.wait_any(until, self.rooms());
+        let idle_ns = monotonic_ns() - start_ns;
+        self.metrics.idle_ns += idle_ns;
+        let passed = now.saturating_add_ns(idle_ns);
+        match (&self.pace, woken, deadline) {
+            // The anchor that comes next moves time.
+            (Pace::Live(_), _, _) => {}
+            (_, Woken::Deadline, Some(at)) if sleep < Some(SLEEP_MAX) => self.machine.skip_to(at),
+            (Pace::Warp, _, _) => {}
+            (Pace::Seeded, _, at) => {
+                self.machine.skip_to(passed.min(at.unwrap_or(VirtualTime::MAX)));
+            }
+        }
+    }
+
+    /// A change of power state; how the VM ends, if it does.
+    fn power(&mut self, event: PowerEvent) -> Result<Option<End>, VmError> {
+        match event {
+            PowerEvent::PowerOff => return Ok(Some(End::PowerOff)),
+            PowerEvent::DebugExit(value) => return Ok(Some(End::DebugExit(value))),
+            PowerEvent::Panicked => return Ok(Some(End::GuestPanic)),
+            PowerEvent::Reset if self.no_reboot => return Ok(Some(End::Reset)),
+            PowerEvent::Reset => {}
+        }
+        self.metrics.resets += 1;
+        self.ports.forget_requests();
+        self.machine.reset();
+        self.boot.boot(&mut self.machine)?;
+        Ok(None)
+    }
+
+    /// Does what was asked for, standing still while paused; the end if that was asked for.
+    fn obey(&mut self) -> Option<End> {
+        loop {
+            if let Some(end) = self.inbox.killed() {
+                return Some(end);
+            }
+            match self.inbox.take_request() {
+                Some(request) => self.answer(request),
+                None if self.lifecycle.state() == State::Paused => self.stand_still(),
+                None => return None,
+            }
+        }
+    }
+
+    fn stand_still(&mut self) {
+        let start_ns = monotonic_ns();
+        self.inbox.wait_order();
+        if let Pace::Live(clock) = &mut self.pace {
+            clock.hold(monotonic_ns() - start_ns);
+        }
+    }
+
+    fn answer(&mut self, Request { verb, reply }: Request) {
+        let answer = self.change(verb);
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn change(&mut self, verb: Verb) -> Result<State, Refusal> {
+        let state = self.lifecycle.state();
+        let refuse = |what| Err(Refusal::State { state, what });
+        match (verb, state) {
+            (Verb::Pause, State::Paused) | (Verb::Resume, State::Running) => {}
+            (Verb::Pause, State::Running) => {
+                self.publish();
+                self.lifecycle.enter(State::Paused);
+            }
+            (Verb::Pause, _) => return refuse("paused"),
+            (Verb::Resume, State::Paused) => self.lifecycle.enter(State::Running),
+            (Verb::Resume, _) => return refuse("resumed"),
+            (Verb::Stop, State::Running | State::Paused) => {
+                self.machine.inject(Input::PowerButton);
+                self.lifecycle.enter(State::Stopping);
+            }
+            // Asked again; some guests want it twice.
+            (Verb::Stop | Verb::PowerButton, _) => self.machine.inject(Input::PowerButton),
+        }
+        Ok(self.lifecycle.state())
+    }
+
+    fn publish(&mut self) {
+        let (out, net) = (self.ports.counters, self.ports.net_counters());
+        let metrics = &mut self.metrics;
+        metrics.branches = self.machine.branches();
+        metrics.virtual_time_ns = self.machine.now().0;
+        metrics.console_bytes = out.console_bytes;
+        metrics.disk_requests = out.disk_requests;
+        metrics.disk_failures = self.ports.disk_failures();
+        metrics.frames_sent = out.frames;
+        metrics.frames_sent_dropped = net.dropped;
+        metrics.frames_received_dropped = self.inbox.frames_dropped();
+        self.shared_metrics.set(metrics);
+    }
+}
+
+/// Boots `machine` from the contents of the files.
+pub(crate) fn boot(
+    machine: &mut Machine,
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+) -> Result<(), boot::BootError> {
+    let mut tables = PlatformTables::standard(1);
+    tables.pvpanic = Some(devices::chipset::ports::PVPANIC);
+    machine.boot(&BootSpec { kernel, initrd, cmdline, tables: &tables }).map(drop)
+}

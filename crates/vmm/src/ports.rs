@@ -1,0 +1,111 @@
+//! The machine's outside: its output goes to consoles, networks and disks of the host.
+
+use std::collections::BTreeSet;
+
+use disk::DiskIo;
+use host::console::ConsoleWriter;
+use host::net::{NetBackend, NetCounters};
+use journal::{DiskCompletion, DiskFailed, Output};
+
+use crate::VmError;
+use crate::inbox::PORTS;
+
+/// Everything that output can go to.
+#[derive(Default)]
+pub(crate) struct Ports {
+    /// Per console port, all that show it.
+    pub consoles: [Vec<ConsoleWriter>; PORTS],
+    /// Network cards.
+    pub nets: Vec<Box<dyn NetBackend>>,
+    /// Disks.
+    pub disks: Vec<DiskPort>,
+    /// What went out.
+    pub counters: Counters,
+}
+
+/// A disk's thread, and what it was asked for and the machine has not fetched.
+pub(crate) struct DiskPort {
+    io: DiskIo,
+    in_flight: BTreeSet<u64>,
+}
+
+/// What went out of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    pub console_bytes: u64,
+    pub frames: u64,
+    pub disk_requests: u64,
+}
+
+impl DiskPort {
+    pub fn new(io: DiskIo) -> DiskPort {
+        DiskPort { io, in_flight: BTreeSet::new() }
+    }
+}
+
+impl Ports {
+    /// Forgets requests of a machine that was reset: they are carried out, nobody fetches them.
+    pub fn forget_requests(&mut self) {
+        for disk in &mut self.disks {
+            for id in std::mem::take(&mut disk.in_flight) {
+                drop(disk.io.wait(id));
+            }
+        }
+    }
+
+    /// What became of the frames so far, all cards together.
+    pub fn net_counters(&self) -> NetCounters {
+        self.nets.iter().fold(NetCounters::default(), |sum, net| {
+            let more = net.counters();
+            NetCounters { sent: sum.sent + more.sent, dropped: sum.dropped + more.dropped }
+        })
+    }
+
+    /// Disk requests the host failed to do.
+    pub fn disk_failures(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.io.failures().0).sum()
+    }
+
+    /// Finishes and flushes every disk, and closes it.
+    ///
+    /// # Errors
+    /// The first flush that failed; the others are closed too.
+    pub fn close_disks(&mut self) -> Result<(), VmError> {
+        let closed: Vec<_> = self.disks.drain(..).map(|disk| disk.io.shutdown()).collect();
+        closed.into_iter().try_for_each(|disk| disk.map(drop)).map_err(VmError::DiskFlush)
+    }
+}
+
+impl machine::Outside for Ports {
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Console { port, bytes } => {
+                self.counters.console_bytes += bytes.len() as u64;
+                for writer in self.consoles.get(port as usize).into_iter().flatten() {
+                    writer.write(&bytes);
+                }
+            }
+            Output::NetTransmit { nic, frame } => {
+                self.counters.frames += 1;
+                if let Some(net) = self.nets.get_mut(nic as usize) {
+                    net.transmit(&frame);
+                }
+            }
+            Output::Disk { disk, request } => {
+                self.counters.disk_requests += 1;
+                if let Some(disk) = self.disks.get_mut(disk as usize) {
+                    disk.in_flight.insert(request.id);
+                    disk.io.submit(request);
+                }
+            }
+        }
+    }
+
+    fn disk_wait(&mut self, disk: u32, id: u64) -> DiskCompletion {
+        let Some(disk) = self.disks.get_mut(disk as usize) else {
+            return DiskCompletion { id, result: Err(DiskFailed) };
+        };
+        disk.in_flight.remove(&id);
+        disk.io.wait(id)
+    }
+}

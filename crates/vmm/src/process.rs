@@ -1,0 +1,236 @@
+//! One VM from its specification to its end, with everything around the machine thread.
+//!
+//! What is made last is undone first: API, machine thread, consoles (terminal), networks, the
+//! claim on the name, signals, disks.
+
+use std::sync::Arc;
+
+use host::console::{Console, ConsoleSpec};
+use host::net::{NetBackend, Tap, UserNet, UserNetSpec};
+use host::runtime_dir::Listener;
+use host::signals::{Signal, SignalWatch};
+
+use crate::api::{Api, Server};
+use crate::control::Control;
+use crate::driver::Driver;
+use crate::hash_log::HashLog;
+use crate::inbox::{Inbox, PORTS};
+use crate::lifecycle::Lifecycle;
+use crate::name::default_name;
+use crate::ports::Ports;
+use crate::prepare::{Prepared, mac_text, net_text, pace, prepare};
+use crate::registry::Entry;
+use crate::status::SharedMetrics;
+use crate::{ConsoleInfo, End, Metrics, NetInfo, State, VmError, VmInfo, VmSpec};
+
+/// The signals that ask a VM to end.
+const SIGNALS: [Signal; 3] = [Signal::Terminate, Signal::Interrupt, Signal::HangUp];
+
+/// Runs a VM to its end on this process; `on_ready` is told what came to be before the guest's
+/// first instruction.
+///
+/// # Errors
+/// [`VmError`] when it cannot be had, or the host fails it. Nothing is left behind.
+pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError> {
+    let Prepared { machine, engine, boot, disks, disk_infos, macs } = prepare(spec)?;
+    let mut ports = Ports { disks, ..Ports::default() };
+    let inbox = Arc::new(Inbox::new(spec.nets.len()));
+    let control = Control::new(Arc::clone(&inbox), spec.grace);
+    let _signals = watch_signals(&control)?;
+    let name = spec.name.clone().unwrap_or_else(default_name);
+    let entry = Entry::claim(&name)?;
+    let listeners = listen(spec, &entry)?;
+    ports.nets = open_nets(spec, &control)?;
+    let hash_log = HashLog::open(&spec.checks)?;
+    let consoles = Consoles::open(spec, &entry, &control, &inbox)?;
+    ports.consoles = consoles.writers();
+
+    let info = VmInfo {
+        disks: disk_infos,
+        nets: net_infos(spec, &macs),
+        consoles: consoles.infos.clone(),
+        api: listeners[listeners.len() - 1].path().to_owned(),
+        ..basic_info(spec, name)
+    };
+    let (lifecycle, shared_metrics) =
+        (Arc::new(Lifecycle::new()), Arc::new(SharedMetrics::default()));
+    let api = Api {
+        info: info.clone(),
+        control,
+        lifecycle: Arc::clone(&lifecycle),
+        metrics: Arc::clone(&shared_metrics),
+    };
+    let _server = Server::start(listeners, api)?;
+    on_ready(&info);
+    let driver = Driver {
+        machine,
+        engine,
+        ports,
+        inbox,
+        lifecycle,
+        shared_metrics,
+        pace: pace(spec),
+        hash_log,
+        boot,
+        no_reboot: spec.no_reboot,
+        metrics: Metrics::default(),
+    };
+    let result = drive(driver);
+    drop(consoles);
+    result
+}
+
+/// Runs the machine thread and waits for its end, then closes the disks.
+fn drive(mut driver: Driver) -> Result<End, VmError> {
+    let lifecycle = Arc::clone(&driver.lifecycle);
+    // Also when the thread panics.
+    let _closer = Closer(Arc::clone(&driver.inbox));
+    let thread = std::thread::Builder::new()
+        .name("machine".into())
+        .spawn(move || {
+            let ended = driver.run();
+            driver.inbox.close();
+            let closed = driver.ports.close_disks();
+            ended.and_then(|end| closed.map(|()| end))
+        })
+        .map_err(|source| VmError::Thread { what: "machine", source })?;
+    let result = thread.join().unwrap_or(Err(VmError::Panicked("machine")));
+    lifecycle.end(result.as_ref().ok().copied());
+    result
+}
+
+/// Closes the inbox on every way out.
+struct Closer(Arc<Inbox>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn watch_signals(control: &Control) -> Result<SignalWatch, VmError> {
+    let control = control.clone();
+    Ok(host::signals::watch(&SIGNALS, move |_| control.signal())?)
+}
+
+/// The sockets of the API; the one to be told is last.
+fn listen(spec: &VmSpec, entry: &Entry) -> Result<Vec<Listener>, VmError> {
+    let mut listeners = vec![Listener::bind(&entry.api())?];
+    if let Some(path) = &spec.api {
+        listeners.push(Listener::bind(path).map_err(VmError::Api)?);
+    }
+    Ok(listeners)
+}
+
+fn open_nets(spec: &VmSpec, control: &Control) -> Result<Vec<Box<dyn NetBackend>>, VmError> {
+    let open = |(card, net): (usize, &crate::NetSpec)| {
+        let control = control.clone();
+        let on_event = move |event| control.net_event(card, event);
+        Ok(match &net.kind {
+            crate::NetKind::Tap(name) => Box::new(Tap::open(name, on_event)?) as Box<dyn NetBackend>,
+            crate::NetKind::User(forwards) => {
+                let spec = UserNetSpec { forwards: forwards.clone(), ..UserNetSpec::default() };
+                Box::new(UserNet::start(&spec, on_event)?)
+            }
+        })
+    };
+    spec.nets.iter().enumerate().map(open).collect::<Result<_, _>>().map_err(VmError::Net)
+}
+
+/// Open consoles: where the user wants them, and the one that `doppel console` attaches to.
+struct Consoles {
+    /// Dropped first: nobody types any more, so that the threads of consoles can end.
+    _closer: Closer,
+    open: Vec<(usize, Console)>,
+    infos: Vec<ConsoleInfo>,
+}
+
+impl Consoles {
+    /// Standard input and output come last: whatever can fail has not by then.
+    fn open(
+        spec: &VmSpec,
+        entry: &Entry,
+        control: &Control,
+        inbox: &Arc<Inbox>,
+    ) -> Result<Consoles, VmError> {
+        let wanted = [
+            ("ttyS0", "--console", Some(&spec.console)),
+            ("ttyS1", "--serial2", Some(&spec.serial2)),
+            ("hvc0", "--hvc", spec.hvc.as_ref()),
+        ];
+        let mut wanted: Vec<_> = (0..PORTS).zip(wanted).collect();
+        wanted.sort_by_key(|(_, (_, _, to))| *to == Some(&ConsoleSpec::Stdio));
+        let _closer = Closer(Arc::clone(inbox));
+        let mut consoles = Consoles { _closer, open: Vec::new(), infos: Vec::new() };
+        // The attached one shows the first serial port, or the virtio console in its place.
+        let attached = if spec.console == ConsoleSpec::None && spec.hvc.is_some() { 2 } else { 0 };
+        consoles.add(attached, "console", &ConsoleSpec::Unix(entry.console()), control)?;
+        for (port, (device, flag, to)) in wanted {
+            let Some(to) = to else { continue };
+            let place = consoles.add(port, flag, to, control)?;
+            let (device, to) = (device.into(), to.to_string());
+            consoles.infos.push(ConsoleInfo { device, to, place });
+        }
+        consoles.infos.sort_by(|a, b| b.device.cmp(&a.device));
+        consoles.infos.sort_by_key(|info| info.device == "hvc0");
+        Ok(consoles)
+    }
+
+    fn add(
+        &mut self,
+        port: usize,
+        flag: &'static str,
+        to: &ConsoleSpec,
+        control: &Control,
+    ) -> Result<Option<std::path::PathBuf>, VmError> {
+        let handle = control.clone();
+        let console = Console::open(to, move |event| handle.console_event(port, event))
+            .map_err(|source| VmError::Console { flag, source })?;
+        control.watch_writer(console.writer());
+        let place = console.place().map(Into::into);
+        self.open.push((port, console));
+        Ok(place)
+    }
+
+    fn writers(&self) -> [Vec<host::console::ConsoleWriter>; PORTS] {
+        let mut writers: [Vec<_>; PORTS] = Default::default();
+        for (port, console) in &self.open {
+            writers[*port].push(console.writer());
+        }
+        writers
+    }
+}
+
+fn net_infos(spec: &VmSpec, macs: &[[u8; 6]]) -> Vec<NetInfo> {
+    let infos = spec.nets.iter().zip(macs).map(|(net, mac)| {
+        let (to, forwards) = net_text(&net.kind);
+        NetInfo { to, mac: mac_text(*mac), forwards }
+    });
+    infos.collect()
+}
+
+fn basic_info(spec: &VmSpec, name: String) -> VmInfo {
+    VmInfo {
+        name,
+        pid: std::process::id(),
+        state: State::Starting,
+        engine: spec.engine.name().into(),
+        cpu: spec.model.name().into(),
+        memory_bytes: spec.memory_size,
+        kernel: spec.kernel.clone(),
+        initrd: spec.initrd.clone(),
+        cmdline: spec.cmdline.clone(),
+        disks: Vec::new(),
+        nets: Vec::new(),
+        consoles: Vec::new(),
+        clock: match (spec.warp, spec.seed) {
+            (true, _) => "warp".into(),
+            (false, Some(_)) => "seed".into(),
+            (false, None) => "live".into(),
+        },
+        seed: spec.seed,
+        api: std::path::PathBuf::new(),
+        branches: 0,
+        virtual_time_ns: 0,
+    }
+}

@@ -1,0 +1,135 @@
+//! What a VM is to be: plain data, from the command line or any other caller.
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cpu::cpuid::Model;
+use disk::DiskSpec;
+use host::console::ConsoleSpec;
+use host::net::Forward;
+
+/// Guest memory when nobody says how much, bytes.
+pub const MEMORY_SIZE_DEFAULT: u64 = 512 << 20;
+/// Least guest memory, bytes: kernels are loaded at 1 MiB.
+pub const MEMORY_SIZE_MIN: u64 = 2 << 20;
+/// How long a guest may take to power off after it was asked to.
+pub const GRACE_DEFAULT: Duration = Duration::from_secs(30);
+
+/// A VM to be.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// Its name among the running VMs of this user; one is made up if there is none.
+    pub name: Option<String>,
+    /// Kernel file: bzImage, PVH or multiboot ELF.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Guest memory, bytes, a multiple of 4096.
+    pub memory_size: u64,
+    /// CPU model.
+    pub model: Model,
+    /// What executes its instructions.
+    pub engine: EngineKind,
+    /// Disks, `/dev/vda` first.
+    pub disks: Vec<DiskSpec>,
+    /// Network cards, `eth0` first.
+    pub nets: Vec<NetSpec>,
+    /// Where the first serial port leads.
+    pub console: ConsoleSpec,
+    /// Where the second serial port leads.
+    pub serial2: ConsoleSpec,
+    /// Where the virtio console leads; `None` leaves the device out.
+    pub hvc: Option<ConsoleSpec>,
+    /// I/O port of the debug-exit test device, if it is wanted.
+    pub debug_exit: Option<u16>,
+    /// Whether a reset ends the VM.
+    pub no_reboot: bool,
+    /// Makes the run deterministic: random numbers, the calendar and the clock depend on nothing
+    /// of the host.
+    pub seed: Option<u64>,
+    /// Skip idle time.
+    pub warp: bool,
+    /// A further socket for the API.
+    pub api: Option<PathBuf>,
+    /// How long the guest may take to power off when asked to.
+    pub grace: Duration,
+    /// Checks of determinism.
+    pub checks: Checks,
+}
+
+/// What executes instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineKind {
+    /// The reference interpreter.
+    #[default]
+    Interp,
+}
+
+impl EngineKind {
+    /// The name as in `--engine`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            EngineKind::Interp => "interp",
+        }
+    }
+}
+
+/// A network card and what it is plugged into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetSpec {
+    /// The far end of its cable.
+    pub kind: NetKind,
+    /// Ethernet address; one is derived from the seed if there is none.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// The far end of a network card's cable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetKind {
+    /// A user-mode network with ports of the host that lead to the guest.
+    User(Vec<Forward>),
+    /// A tap device of this name.
+    Tap(String),
+}
+
+/// Checks of determinism: the run is watched at exact branch counts.
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    /// Write a line `branches hash` at each multiple of this many branches, and one at the end.
+    pub hash_every: Option<NonZeroU64>,
+    /// Where the lines go.
+    pub hash_log: Option<PathBuf>,
+    /// End the run at this branch count.
+    pub stop_at: Option<u64>,
+}
+
+impl VmSpec {
+    /// A VM that boots `kernel` with nothing but memory and a console on standard input and
+    /// output.
+    pub fn new(kernel: PathBuf) -> VmSpec {
+        VmSpec {
+            name: None,
+            kernel,
+            initrd: None,
+            cmdline: String::new(),
+            memory_size: MEMORY_SIZE_DEFAULT,
+            model: Model::default(),
+            engine: EngineKind::default(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            console: ConsoleSpec::Stdio,
+            serial2: ConsoleSpec::None,
+            hvc: None,
+            debug_exit: None,
+            no_reboot: false,
+            seed: None,
+            warp: false,
+            api: None,
+            grace: GRACE_DEFAULT,
+            checks: Checks::default(),
+        }
+    }
+}
