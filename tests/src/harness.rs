@@ -117,6 +117,15 @@ impl Guest {
 
     /// Boots the mini guest of `kernel` ("6.1" or "backports") with more on its command line.
     pub fn boot_mini(&mut self, kernel: &str, more: &str) -> Result<()> {
+        self.boot_image("mini", kernel, more)
+    }
+
+    /// Boots the Debian guest of `kernel`; its root file system is on the first disk.
+    pub fn boot_debian(&mut self, kernel: &str, more: &str) -> Result<()> {
+        self.boot_image("debian", kernel, more)
+    }
+
+    fn boot_image(&mut self, image: &str, kernel: &str, more: &str) -> Result<()> {
         let read = |path: PathBuf| {
             std::fs::read(&path).with_context(|| {
                 format!("{}: build the guests first with `cargo xtask guest`", path.display())
@@ -124,7 +133,7 @@ impl Guest {
         };
         let cache = guest_cache();
         let vmlinuz = read(cache.join(format!("kernel-{kernel}/vmlinuz")))?;
-        let initrd = read(cache.join(format!("mini-{kernel}.cpio")))?;
+        let initrd = read(cache.join(format!("{image}-{kernel}.cpio")))?;
         self.boot(&vmlinuz, Some(&initrd), &format!("console=ttyS0 {more}"))
     }
 
