@@ -98,7 +98,10 @@ impl Interp {
                 break;
             }
         }
-        self.drop_stale_stubs();
+        if self.drop_stale_stubs() {
+            // Code memory was full and began anew: so does the block, with room for its stubs.
+            return self.decode_block(cpu, rip, at);
+        }
         if insns.is_empty() {
             return self.decode_single(cpu, rip);
         }
@@ -108,12 +111,14 @@ impl Interp {
         Ok(Fetched::Block(self.cache.insert(cpu.ram, at, bits, insns)))
     }
 
-    /// When code memory was flushed, blocks decoded before hold stale stubs.
-    fn drop_stale_stubs(&mut self) {
-        if self.stubs.generation() != self.stubs_generation {
+    /// When code memory was flushed, blocks decoded before hold stale stubs; true if so.
+    fn drop_stale_stubs(&mut self) -> bool {
+        let stale = self.stubs.generation() != self.stubs_generation;
+        if stale {
             self.stubs_generation = self.stubs.generation();
             self.cache.clear();
         }
+        stale
     }
 
     /// Fetches byte by byte: an instruction that may lie on two pages.
