@@ -69,6 +69,17 @@ impl Exception {
         Exception::with_code(vector::GP, code)
     }
 
+    /// The same, raised while an event from outside the program, or an earlier exception, was
+    /// delivered: its error code has EXT set (SDM vol. 3, 6.13).
+    pub(crate) fn external(self) -> Exception {
+        match self.vector {
+            vector::TS | vector::NP | vector::SS | vector::GP => {
+                Exception { error_code: self.error_code.map(|code| code | 1), ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// #TS with a selector.
     pub const fn ts(code: u32) -> Exception {
         Exception::with_code(vector::TS, code)

@@ -66,15 +66,11 @@ impl Cpu<'_> {
     /// # Errors
     /// The exception that delivery itself raised; nothing has changed then but accessed bits.
     pub fn deliver(&mut self, vector: u8, cause: Cause, error_code: Option<u32>) -> Result<()> {
-        if !self.vcpu.mode.protected {
-            self.deliver_real(vector)?;
+        let entered = self.enter(vector, cause, error_code);
+        if cause == Cause::Software {
+            entered?;
         } else {
-            let gate = self.read_gate(vector, cause)?;
-            if self.vcpu.mode.long {
-                self.deliver_long(vector, cause, &gate, error_code)?;
-            } else {
-                self.deliver_protected(vector, cause, &gate, error_code)?;
-            }
+            entered.map_err(Exception::external)?;
         }
         self.vcpu.branches += 1;
         self.vcpu.iterations = 0;
@@ -88,6 +84,18 @@ impl Cpu<'_> {
             self.vcpu.activity = Activity::Running;
         }
         Ok(())
+    }
+
+    fn enter(&mut self, vector: u8, cause: Cause, error_code: Option<u32>) -> Result<()> {
+        if !self.vcpu.mode.protected {
+            return self.deliver_real(vector);
+        }
+        let gate = self.read_gate(vector, cause)?;
+        if self.vcpu.mode.long {
+            self.deliver_long(vector, &gate, cause, error_code)
+        } else {
+            self.deliver_protected(vector, &gate, cause, error_code)
+        }
     }
 
     fn deliver_real(&mut self, vector: u8) -> Result<()> {
@@ -115,8 +123,7 @@ impl Cpu<'_> {
         let long = self.vcpu.mode.long;
         let size = if long { 16 } else { 8 };
         let offset = u32::from(vector) * size;
-        let external = u32::from(cause != Cause::Software);
-        let code = u32::from(vector) * 8 + 2 + external;
+        let code = u32::from(vector) * 8 + 2;
         if offset + size - 1 > u32::from(self.vcpu.idtr.limit) {
             return Err(Exception::gp(code));
         }
@@ -154,19 +161,19 @@ impl Cpu<'_> {
     }
 
     /// The code segment a gate leads to, and the privilege level it runs at.
-    fn gate_target(&mut self, gate: &Gate, external: u32) -> Result<(u16, Descriptor, u8)> {
+    fn gate_target(&mut self, gate: &Gate) -> Result<(u16, Descriptor, u8)> {
         let selector = gate.descriptor.gate_selector();
         if is_null(selector) {
-            return Err(Exception::gp(external));
+            return Err(Exception::GP0);
         }
-        let fault = Exception::gp(selector_code(selector) | external);
+        let fault = Exception::gp(selector_code(selector));
         let code = self.read_descriptor(selector, fault)?;
         let wrong_size = self.vcpu.mode.long && (!code.has(attr::L) || code.has(attr::DB));
         if !code.is_code() || code.dpl() > self.vcpu.cpl || wrong_size {
             return Err(fault);
         }
         if !code.has(attr::PRESENT) {
-            return Err(Exception::np(selector_code(selector) | external));
+            return Err(Exception::np(selector_code(selector)));
         }
         let cpl = if code.has(attr::DC) { self.vcpu.cpl } else { code.dpl() };
         Ok((selector, code, cpl))
@@ -175,12 +182,11 @@ impl Cpu<'_> {
     fn deliver_long(
         &mut self,
         vector: u8,
-        cause: Cause,
         gate: &Gate,
+        cause: Cause,
         error_code: Option<u32>,
     ) -> Result<()> {
-        let external = u32::from(cause != Cause::Software);
-        let (selector, code, cpl) = self.gate_target(gate, external)?;
+        let (selector, code, cpl) = self.gate_target(gate)?;
         let ist = (gate.descriptor.low >> 32) & 7;
         let old = (*self.vcpu.seg(Seg::Ss), self.vcpu.regs.gpr[gpr::RSP]);
         let switches = ist != 0 || cpl != self.vcpu.cpl;
@@ -221,15 +227,14 @@ impl Cpu<'_> {
     fn deliver_protected(
         &mut self,
         vector: u8,
-        cause: Cause,
         gate: &Gate,
+        cause: Cause,
         error_code: Option<u32>,
     ) -> Result<()> {
-        let external = u32::from(cause != Cause::Software);
-        let (selector, code, cpl) = self.gate_target(gate, external)?;
+        let (selector, code, cpl) = self.gate_target(gate)?;
         let v86 = self.vcpu.mode.v86;
         if v86 && (cpl != 0 || code.has(attr::DC)) {
-            return Err(Exception::gp(selector_code(selector) | external));
+            return Err(Exception::gp(selector_code(selector)));
         }
         let flags = self.pushed_flags(vector, cause);
         let old_ss = *self.vcpu.seg(Seg::Ss);
