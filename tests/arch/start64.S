@@ -213,3 +213,4 @@ run_user:
     push %rdi
     run_load
     iretq
+    .section .note.GNU-stack, "", @progbits

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod bare;
 mod harness;
 
+pub use bare::{Bits, build_kernel};
 pub use harness::{Captured, Ended, Guest, guest_cache};
