@@ -4,7 +4,7 @@
 //! drops it (`Ram::table_writes`), so what an access does is always what a fresh walk would do.
 //! Flushing it at any time is therefore free of effect, and it is never saved.
 
-use types::PAGE_SHIFT;
+use types::{PAGE_MASK, PAGE_SHIFT};
 
 /// Entries on each side; a power of two.
 const ENTRIES: usize = 1024;
@@ -19,23 +19,66 @@ pub const SIDE_SUPERVISOR_ANY: u8 = 2;
 pub const SIDE_NONE: u8 = 3;
 const SIDES: usize = 4;
 
-/// A tag no address has.
-const NEVER: u64 = u64::MAX;
-const GENERATION_SHIFT: u32 = 64 - PAGE_SHIFT;
-const GENERATION_MAX: u64 = (1 << PAGE_SHIFT) - 2;
+/// Words that an engine may use beside the entries; see [`Block::scratch`].
+const SCRATCH_WORDS: usize = 128;
 
-/// One cached walk. A tag is the linear page number with the TLB's generation above it.
+/// One cached walk: the linear address of the page for each kind of access that is allowed, or
+/// the entry's `never`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry {
     read: u64,
     write: u64,
     exec: u64,
-    /// RAM offset of the page less its linear address, wrapping.
-    delta: u64,
+    /// RAM offset of the page, plus the TLB's bias.
+    page: u64,
 }
 
-const EMPTY: Entry = Entry { read: NEVER, write: NEVER, exec: NEVER, delta: 0 };
+/// A tag that no address looked up in entry `index` has: another entry's page.
+const fn never(index: usize) -> u64 {
+    ((index ^ 1) as u64) << PAGE_SHIFT
+}
+
+const fn empty(index: usize) -> Entry {
+    let never = never(index);
+    Entry { read: never, write: never, exec: never, page: 0 }
+}
+
+/// The entries as generated code sees them, and room for such code's own variables beside them.
+#[repr(C, align(4096))]
+struct Block {
+    entries: [[Entry; ENTRIES]; SIDES],
+    scratch: [u64; SCRATCH_WORDS],
+}
+
+/// Where generated code finds things in the block at [`Tlb::block`]. An entry is hit if its tag
+/// for the kind of access, exclusive-or the linear address, is an offset in a page.
+pub mod layout {
+    use super::{Block, ENTRIES, Entry, SIDES};
+    use std::mem::offset_of;
+
+    /// Bytes of an entry; entry `page number % ENTRIES_COUNT` of a side is the one to look in.
+    pub const ENTRY_SIZE: usize = size_of::<Entry>();
+    /// Entries of a side; a power of two.
+    pub const ENTRIES_COUNT: usize = ENTRIES;
+    /// Offset in an entry of the tag for loads.
+    pub const READ: usize = offset_of!(Entry, read);
+    /// Offset in an entry of the tag for stores.
+    pub const WRITE: usize = offset_of!(Entry, write);
+    /// Offset in an entry of the tag for fetches.
+    pub const EXEC: usize = offset_of!(Entry, exec);
+    /// Offset in an entry of the RAM offset of the page, plus the bias.
+    pub const PAGE: usize = offset_of!(Entry, page);
+    /// Offset of the engine's own words.
+    pub const SCRATCH: usize = offset_of!(Block, scratch);
+    /// How many of them there are.
+    pub const SCRATCH_WORDS: usize = super::SCRATCH_WORDS;
+
+    /// Offset of a side's first entry.
+    pub const fn side(side: u8) -> usize {
+        side as usize % SIDES * ENTRIES * ENTRY_SIZE
+    }
+}
 
 /// What a walk allows on one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +93,10 @@ pub struct Allowed {
 
 /// The TLB of one vCPU.
 pub struct Tlb {
-    entries: Box<[[Entry; ENTRIES]; SIDES]>,
-    generation: u64,
+    block: Box<Block>,
+    /// Side and index of each entry that is not empty, in the order they were filled.
+    filled: Vec<(u8, u16)>,
+    bias: u64,
     /// `Ram::table_writes` when the entries were last known right.
     pub(crate) table_writes: u64,
 }
@@ -65,41 +110,56 @@ impl Default for Tlb {
 impl Tlb {
     /// An empty TLB.
     pub fn new() -> Tlb {
-        let entries = vec![[EMPTY; ENTRIES]; SIDES].into_boxed_slice();
-        let entries = entries.try_into().unwrap_or_else(|_| unreachable!("length is SIDES"));
-        Tlb { entries, generation: 0, table_writes: 0 }
+        let side = || std::array::from_fn(empty);
+        let entries = std::array::from_fn(|_| side());
+        let block = Box::new(Block { entries, scratch: [0; SCRATCH_WORDS] });
+        Tlb { block, filled: Vec::new(), bias: 0, table_writes: 0 }
     }
 
-    #[inline(always)]
-    fn tag(&self, gva: u64) -> u64 {
-        (gva >> PAGE_SHIFT) | (self.generation << GENERATION_SHIFT)
+    /// The entries and the engine's own words, for generated code; see [`layout`]. Good as long
+    /// as the TLB lives.
+    pub fn block(&mut self) -> *mut u8 {
+        (&raw mut *self.block).cast()
+    }
+
+    /// Makes entries hold `bias` more than RAM offsets: a host address, where code is generated.
+    pub fn set_bias(&mut self, bias: u64) {
+        if self.bias != bias {
+            self.flush();
+            self.bias = bias;
+        }
     }
 
     #[inline(always)]
     fn entry(&self, side: u8, gva: u64) -> &Entry {
         let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
-        &self.entries[side as usize % SIDES][index]
+        &self.block.entries[side as usize % SIDES][index]
+    }
+
+    #[inline(always)]
+    fn offset(&self, entry: &Entry, gva: u64) -> u64 {
+        (entry.page | (gva & PAGE_MASK)).wrapping_sub(self.bias)
     }
 
     /// RAM offset for a load at `gva`, if cached.
     #[inline(always)]
     pub fn lookup_read(&self, side: u8, gva: u64) -> Option<u64> {
         let entry = self.entry(side, gva);
-        (entry.read == self.tag(gva)).then(|| gva.wrapping_add(entry.delta))
+        (entry.read == gva & !PAGE_MASK).then(|| self.offset(entry, gva))
     }
 
     /// RAM offset for a store at `gva`, if cached.
     #[inline(always)]
     pub fn lookup_write(&self, side: u8, gva: u64) -> Option<u64> {
         let entry = self.entry(side, gva);
-        (entry.write == self.tag(gva)).then(|| gva.wrapping_add(entry.delta))
+        (entry.write == gva & !PAGE_MASK).then(|| self.offset(entry, gva))
     }
 
     /// RAM offset for a fetch at `gva`, if cached.
     #[inline(always)]
     pub fn lookup_exec(&self, side: u8, gva: u64) -> Option<u64> {
         let entry = self.entry(side, gva);
-        (entry.exec == self.tag(gva)).then(|| gva.wrapping_add(entry.delta))
+        (entry.exec == gva & !PAGE_MASK).then(|| self.offset(entry, gva))
     }
 
     /// Caches a walk: the page of `gva` is RAM at `offset` (of the page's first byte).
@@ -107,37 +167,40 @@ impl Tlb {
         if side == SIDE_NONE {
             return;
         }
-        let tag = self.tag(gva);
+        let tag = gva & !PAGE_MASK;
         let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
-        let entry = &mut self.entries[side as usize][index];
-        let delta = offset.wrapping_sub(gva & !types::PAGE_MASK);
-        let keep = |old: u64| if old == tag && entry.delta == delta { tag } else { NEVER };
+        let entry = &mut self.block.entries[side as usize][index];
+        if *entry == empty(index) {
+            self.filled.push((side, index as u16));
+        }
+        let page = offset.wrapping_add(self.bias);
+        let (never, same) = (never(index), entry.page == page);
+        let keep = |old: u64| if old == tag && same { tag } else { never };
         let merged = |allow: bool, old: u64| if allow { tag } else { keep(old) };
-        *entry = Entry {
+        let merged = Entry {
             read: merged(allowed.read, entry.read),
             write: merged(allowed.write, entry.write),
             exec: merged(allowed.exec, entry.exec),
-            delta,
+            page,
         };
+        *entry = merged;
     }
 
     /// Forgets everything.
     pub fn flush(&mut self) {
-        self.generation += 1;
-        if self.generation > GENERATION_MAX {
-            self.generation = 0;
-            for side in self.entries.iter_mut() {
-                side.fill(EMPTY);
-            }
+        for (side, index) in self.filled.drain(..) {
+            self.block.entries[side as usize % SIDES][index as usize % ENTRIES] =
+                empty(index as usize);
         }
     }
 
     /// Forgets that stores to the RAM page at index `page` are allowed.
     pub fn revoke_write(&mut self, page: usize) {
-        for entry in self.entries.iter_mut().flatten() {
-            let offset = (entry.write << PAGE_SHIFT).wrapping_add(entry.delta);
-            if entry.write != NEVER && (offset >> PAGE_SHIFT) as usize == page {
-                entry.write = NEVER;
+        let page = ((page as u64) << PAGE_SHIFT).wrapping_add(self.bias);
+        for &(side, index) in &self.filled {
+            let entry = &mut self.block.entries[side as usize % SIDES][index as usize % ENTRIES];
+            if entry.page == page {
+                entry.write = never(index as usize);
             }
         }
     }
@@ -161,13 +224,25 @@ mod tests {
     }
 
     #[test]
-    fn tlb_generation_wraps_to_empty() {
-        let mut tlb = Tlb::new();
-        tlb.insert(SIDE_USER, KERNEL, 0x7000, ALL);
-        for _ in 0..=GENERATION_MAX {
-            tlb.flush();
-            assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), None);
+    fn tlb_empty_entry_is_hit_by_no_address() {
+        let tlb = Tlb::new();
+        for page in (0..4 * ENTRIES as u64).chain([u64::MAX >> PAGE_SHIFT]) {
+            let gva = page << PAGE_SHIFT;
+            assert_eq!(tlb.lookup_read(SIDE_USER, gva), None);
+            assert_eq!(tlb.lookup_exec(SIDE_USER, gva | PAGE_MASK), None);
         }
+    }
+
+    #[test]
+    fn tlb_bias_does_not_show_in_lookups() {
+        let mut tlb = Tlb::new();
+        tlb.set_bias(0x7fff_1234_5000);
+        tlb.insert(SIDE_USER, KERNEL, 0x7000, ALL);
+        assert_eq!(tlb.lookup_write(SIDE_USER, KERNEL + 8), Some(0x7008));
+        tlb.revoke_write(7);
+        assert_eq!(tlb.lookup_write(SIDE_USER, KERNEL + 8), None);
+        tlb.set_bias(0);
+        assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), None);
     }
 
     #[test]
