@@ -61,7 +61,7 @@ fn load_bzimage_enters_its_vmlinux_in_long_mode() {
     assert_eq!(bytes(&ram, u32_in(&ram, page + 0x218), 6), b"initrd");
     assert_eq!(u32_in(&ram, page + 0x21c), 6);
     assert_eq!(bytes(&ram, u32_in(&ram, page + 0x70), 8), b"RSD PTR ");
-    assert_eq!(bytes(&ram, page + 0x1e8, 1), [4]);
+    assert_eq!(bytes(&ram, page + 0x1e8, 1), [5]);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn load_pvh_elf_enters_in_protected_mode() {
         assert_eq!(bytes(&ram, u32_in(&ram, module), 6), b"initrd");
         assert_eq!(bytes(&ram, u32_in(&ram, info + 24), 4), b"a b\0");
         assert_eq!(bytes(&ram, u32_in(&ram, info + 32), 8), b"RSD PTR ");
-        assert_eq!(u32_in(&ram, info + 48), 4);
+        assert_eq!(u32_in(&ram, info + 48), 5);
         let map = u32_in(&ram, info + 40);
         assert_eq!(u32_in(&ram, map + 8), 0x9_fc00);
     }
@@ -107,7 +107,7 @@ fn load_multiboot_elf_passes_memory_command_line_and_module() {
     assert_eq!(bytes(&ram, u32_in(&ram, module), 6), b"module");
     assert_eq!(u32_in(&ram, module + 4) - u32_in(&ram, module), 6);
     let (map_size, map) = (u32_in(&ram, info + 44), u32_in(&ram, info + 48));
-    assert_eq!((map_size, u32_in(&ram, map)), (4 * 24, 20));
+    assert_eq!((map_size, u32_in(&ram, map)), (5 * 24, 20));
 }
 
 #[test]

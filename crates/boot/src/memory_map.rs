@@ -25,7 +25,8 @@ pub struct MemoryRange {
     pub kind: RangeKind,
 }
 
-/// The memory map, sorted, without overlaps. MMIO is in none of its ranges. The ACPI tables lie
+/// The memory map, sorted, without overlaps. MMIO is in none of its ranges but for PCI's
+/// configuration space, which kernels use only if it is reserved here. The ACPI tables lie
 /// in a reserved range: they are read for as long as the kernel runs.
 pub fn memory_map(layout: Layout) -> Vec<MemoryRange> {
     use RangeKind::{Reserved, Usable};
@@ -34,6 +35,7 @@ pub fn memory_map(layout: Layout) -> Vec<MemoryRange> {
         (places::EBDA, places::BASE_MEMORY_END, Reserved),
         (places::ACPI, places::HIGH_MEMORY, Reserved),
         (places::HIGH_MEMORY, layout.low_size, Usable),
+        (places::ECAM, places::ECAM + places::ECAM_SIZE, Reserved),
         (Layout::HIGH_START, Layout::HIGH_START + layout.high_size, Usable),
     ];
     let present = ranges.into_iter().filter(|(start, end, _)| start < end);
@@ -57,7 +59,7 @@ mod tests {
     #[test]
     fn memory_map_of_small_ram_ends_with_it() {
         let map = memory_map(Layout::of(2 << 20));
-        let last = map.last().unwrap();
-        assert_eq!(last.gpa + last.size, 2 << 20);
+        let usable = map.iter().rfind(|range| range.kind == RangeKind::Usable).unwrap();
+        assert_eq!(usable.gpa + usable.size, 2 << 20);
     }
 }

@@ -27,6 +27,10 @@ pub(crate) const CMDLINE_SIZE_MAX: u64 = 0x1_0000;
 pub(crate) const EBDA: u64 = 0x9_fc00;
 /// End of base memory.
 pub(crate) const BASE_MEMORY_END: u64 = 0xa_0000;
+/// PCI's memory-mapped configuration space of 256 buses.
+pub const ECAM: u64 = 0xe000_0000;
+/// Its bytes.
+pub const ECAM_SIZE: u64 = 256 << 20;
 /// ACPI tables, where a search for the RSDP looks (ACPI 6.5, 5.2.5.1).
 pub(crate) const ACPI: u64 = 0xe_0000;
 /// First address for kernels and initrds.

@@ -47,6 +47,7 @@ const fn bits(list: &[u32]) -> u32 {
 /// fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2.
 const LEAF1_EDX: u32 =
     bits(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26]);
+const LEAF1_EDX_APIC: u32 = 1 << 9;
 /// v2: sse3 pclmul ssse3 cx16 pcid sse4.1 sse4.2 x2apic popcnt tsc-deadline aes hypervisor;
 /// v3: fma movbe xsave avx f16c.
 const LEAF1_ECX: Bits = Bits {
@@ -240,7 +241,10 @@ impl Cpu<'_> {
         let regs = &self.vcpu.regs.gpr;
         let (function, index) = (regs[gpr::RAX] as u32, regs[gpr::RCX] as u32);
         let vcpu = &self.vcpu;
-        let found = vcpu.model.cpuid(function, index, vcpu.index, vcpu.cr4, vcpu.xcr0);
+        let mut found = vcpu.model.cpuid(function, index, vcpu.index, vcpu.cr4, vcpu.xcr0);
+        if function == 1 && !vcpu.lapic.enabled() {
+            found.edx &= !LEAF1_EDX_APIC;
+        }
         let regs = &mut self.vcpu.regs.gpr;
         regs[gpr::RAX] = u64::from(found.eax);
         regs[gpr::RBX] = u64::from(found.ebx);

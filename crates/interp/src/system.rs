@@ -374,13 +374,15 @@ fn touch(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
 fn bound(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
     let offset = exec.offset(insn);
     let (lower, upper, index) = if insn.size == 2 {
-        let pair: u32 = exec.cpu.read(insn.seg, offset)?;
+        let lower: u16 = exec.cpu.read(insn.seg, offset)?;
+        let upper: u16 = exec.cpu.read(insn.seg, offset.wrapping_add(2))?;
         let index: u16 = exec.get(insn.reg[0]);
-        (i32::from(pair as i16), i32::from((pair >> 16) as i16), i32::from(index as i16))
+        (i32::from(lower as i16), i32::from(upper as i16), i32::from(index as i16))
     } else {
-        let pair: u64 = exec.cpu.read(insn.seg, offset)?;
+        let lower: u32 = exec.cpu.read(insn.seg, offset)?;
+        let upper: u32 = exec.cpu.read(insn.seg, offset.wrapping_add(4))?;
         let index: u32 = exec.get(insn.reg[0]);
-        (pair as i32, (pair >> 32) as i32, index as i32)
+        (lower as i32, upper as i32, index as i32)
     };
     if index < lower || index > upper { Err(Exception::BR) } else { Ok(()) }
 }

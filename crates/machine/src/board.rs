@@ -355,6 +355,12 @@ impl Board {
         (offset < ports::IOAPIC_SIZE).then_some(offset & 0xff)
     }
 
+    /// The offset in PCI's memory-mapped configuration space, if the address is there.
+    pub(crate) fn ecam_offset(gpa: Gpa) -> Option<u64> {
+        let offset = gpa.0.wrapping_sub(boot::ECAM);
+        (offset < boot::ECAM_SIZE).then_some(offset)
+    }
+
     /// Bytes that serial port `index` can still take in.
     pub(crate) fn receive_room(&self, index: usize) -> usize {
         self.com.get(index).map_or(0, Serial::receive_room)

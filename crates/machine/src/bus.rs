@@ -30,6 +30,10 @@ impl Bus for Board {
             return;
         }
         let now = self.clock.now(branches);
+        if let Some(offset) = Board::ecam_offset(gpa) {
+            self.call_pci(ram, now, |pci, cx| pci.ecam_read(cx, offset, into));
+            return;
+        }
         if !self.call_pci(ram, now, |pci, cx| pci.mmio_read(cx, gpa, into)) {
             into.fill(0xff);
         }
@@ -44,6 +48,10 @@ impl Bus for Board {
             return;
         }
         let now = self.clock.now(branches);
+        if let Some(offset) = Board::ecam_offset(gpa) {
+            self.call_pci(ram, now, |pci, cx| pci.ecam_write(cx, offset, bytes));
+            return;
+        }
         self.call_pci(ram, now, |pci, cx| pci.mmio_write(cx, gpa, bytes));
     }
 

@@ -19,6 +19,8 @@ const NAMES: [&str; 17] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15", "rip",
 ];
+/// From here on Linux shows a program every page as present.
+const LINUX_TASK_SIZE_MAX: u64 = 0x7fff_ffff_f000;
 const COMPARED_FLAGS: u64 =
     flag::STATUS | flag::DF | flag::AC | flag::NT | flag::ID | flag::IF | flag::IOPL;
 
@@ -52,11 +54,11 @@ pub fn compare(case: &Case, host: &Outcome, other: &Outcome) -> Difference {
     difference
 }
 
-/// What of a fault is defined. Linux reports every page of the upper half as present, to hide its
-/// own; which byte of a long operand faults first, and whether reading or writing, is the
+/// What of a fault is defined. Linux reports every page beyond a program's as present, to hide
+/// its own; which byte of a long operand faults first, and whether reading or writing, is the
 /// processor's choice.
 fn comparable_fault(case: &Case, mut fault: Fault) -> Fault {
-    if fault.vector == 14 && fault.address >> 63 != 0 {
+    if fault.vector == 14 && fault.address >= LINUX_TASK_SIZE_MAX {
         fault.error_code &= !1;
     }
     let instruction = case.instruction();

@@ -1,8 +1,9 @@
-//! ACPI tables (ACPI 6.5): RSDP, XSDT, FADT, FACS, MADT and DSDT, at their place below 1 MiB.
+//! ACPI tables (ACPI 6.5): RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT, at their place below 1 MiB.
 //!
 //! ```text
 //!   RSDP --> XSDT --> FADT --> FACS, DSDT
-//!                '--> MADT
+//!                |--> MADT
+//!                '--> MCFG
 //! ```
 
 mod dsdt;
@@ -12,6 +13,7 @@ mod platform;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use memory::Ram;
@@ -40,9 +42,13 @@ pub(crate) fn write(ram: &mut Ram, platform: &PlatformTables) -> Result<u64, Boo
     let dsdt = area.place(&dsdt::table(platform))?;
     let fadt = area.place(&fadt::table(platform, facs, dsdt))?;
     let madt = area.place(&madt::table(platform))?;
+    let mut configuration = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    configuration.add_ecam(u64::from(platform.pci.ecam), 0, 0, 255);
+    let mcfg = area.place(&configuration)?;
     let mut root = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     root.add_entry(fadt);
     root.add_entry(madt);
+    root.add_entry(mcfg);
     let xsdt = area.place(&root)?;
     ram.write(Gpa(rsdp_at), &encoded(&Rsdp::new(OEM_ID, xsdt)))?;
     Ok(rsdp_at)
@@ -104,11 +110,14 @@ mod tests {
         let rsdp = read(&ram, rsdp_at, 36);
         assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(&rsdp)), (&b"RSD PTR "[..], 0, 0));
         let xsdt = read_table(&ram, pointer(&rsdp[24..32]));
-        assert_eq!((&xsdt[..4], sum(&xsdt), xsdt.len()), (&b"XSDT"[..], 0, 36 + 16));
+        assert_eq!((&xsdt[..4], sum(&xsdt), xsdt.len()), (&b"XSDT"[..], 0, 36 + 24));
         let fadt = read_table(&ram, pointer(&xsdt[36..44]));
         assert_eq!((&fadt[..4], sum(&fadt)), (&b"FACP"[..], 0));
         let madt = read_table(&ram, pointer(&xsdt[44..52]));
         assert_eq!((&madt[..4], sum(&madt)), (&b"APIC"[..], 0));
+        let mcfg = read_table(&ram, pointer(&xsdt[52..60]));
+        assert_eq!((&mcfg[..4], sum(&mcfg)), (&b"MCFG"[..], 0));
+        assert_eq!(pointer(&mcfg[44..52]), places::ECAM);
         let dsdt = read_table(&ram, pointer(&fadt[140..148]));
         assert_eq!((&dsdt[..4], sum(&dsdt)), (&b"DSDT"[..], 0));
         let facs_at = u64::from(u32::from_le_bytes(fadt[36..40].try_into().unwrap()));

@@ -66,19 +66,21 @@ pub struct MemoryWindow {
     pub last: u32,
 }
 
-/// The PCI host bridge: configuration mechanism #1, bus 0.
+/// The PCI host bridge: configuration mechanism #1 and ECAM, bus 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciHost {
     /// Window for port BARs.
     pub io: IoWindow,
     /// Window for memory BARs.
     pub memory: MemoryWindow,
+    /// Physical address of the configuration space of buses 0 to 255 (ECAM), 256 MiB.
+    pub ecam: u32,
     /// First of four level-triggered interrupts: pin p (INTA is 0) of slot s raises
     /// `gsi_first + (s + p) % 4`.
     pub gsi_first: u8,
 }
 
-/// All that ACPI describes. There is no HPET and no MCFG.
+/// All that ACPI describes. There is no HPET.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformTables {
     /// vCPUs, with local APIC ids from 0; 1 to 254.
@@ -139,7 +141,8 @@ impl PlatformTables {
             serial: vec![SerialPort { port: 0x3f8, irq: 4 }, SerialPort { port: 0x2f8, irq: 3 }],
             pci: PciHost {
                 io: IoWindow { first: 0x1000, last: 0xffff },
-                memory: MemoryWindow { first: 0xc000_0000, last: 0xfebf_ffff },
+                memory: MemoryWindow { first: 0xc000_0000, last: 0xdfff_ffff },
+                ecam: crate::places::ECAM as u32,
                 gsi_first: 16,
             },
             pvpanic: None,

@@ -190,6 +190,34 @@ impl PciBus {
         self.find_windows();
     }
 
+    /// Slot and offset that an address of the memory-mapped configuration space names (PCI Express
+    /// 7.2.2); the slot is `None` off bus 0 and for functions that are not there.
+    fn ecam_target(&self, offset: u64) -> (Option<u8>, usize) {
+        let slot = (offset >> 15) as u8 & 31;
+        let here = offset >> 20 == 0 && offset & 0x7000 == 0 && slot < self.count();
+        (here.then_some(slot), (offset & 0xfff) as usize)
+    }
+
+    /// Reads the memory-mapped configuration space at `offset` from its start. There are no
+    /// extended registers: all ones from 256 on.
+    pub fn ecam_read(&mut self, cx: &mut DeviceContext<'_>, offset: u64, into: &mut [u8]) {
+        into.fill(0xff);
+        if let (Some(slot), register) = self.ecam_target(offset)
+            && register + into.len() <= 256
+        {
+            self.config_read(cx, slot, register, into);
+        }
+    }
+
+    /// Writes the memory-mapped configuration space at `offset` from its start.
+    pub fn ecam_write(&mut self, cx: &mut DeviceContext<'_>, offset: u64, from: &[u8]) {
+        if let (Some(slot), register) = self.ecam_target(offset)
+            && register + from.len() <= 256
+        {
+            self.config_write(cx, slot, register, from);
+        }
+    }
+
     /// Whether a BAR is decoded at `gpa`.
     pub fn claims(&self, gpa: Gpa) -> bool {
         self.window(gpa).is_some()
