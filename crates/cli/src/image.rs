@@ -44,7 +44,8 @@ pub fn find(name: &str) -> Result<Image, Fail> {
         )));
     };
     let is_built = |folder: &&PathBuf| {
-        in_folder(name, folder).is_some_and(|image| image.kernel.is_file() && image.initrd.is_file())
+        in_folder(name, folder)
+            .is_some_and(|image| image.kernel.is_file() && image.initrd.is_file())
     };
     match folders.iter().find(is_built) {
         Some(folder) => Ok(in_folder(name, folder).unwrap_or(image)),

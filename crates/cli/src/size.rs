@@ -19,9 +19,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 =
         number.parse().map_err(|_| "write a whole number and a unit, for example 512M")?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "that is more than any machine can address".into())
+    number.checked_mul(1 << shift).ok_or_else(|| "that is more than any machine can address".into())
 }
 
 #[cfg(test)]

@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn disks_are_read() {
-        let spec = |path: &str, format, read_only| DiskSpec { path: path.into(), format, read_only };
+        let spec =
+            |path: &str, format, read_only| DiskSpec { path: path.into(), format, read_only };
         for (text, expected) in [
             ("path=a.img", spec("a.img", None, false)),
             ("readonly,path=a", spec("a", None, true)),
@@ -127,7 +128,8 @@ mod tests {
         ] {
             assert_eq!(disk(text), Ok(expected), "{text}");
         }
-        for text in ["", "a.img", "path", "path=", "path=a,format=vmdk", "path=a,ro", "format=raw"] {
+        for text in ["", "a.img", "path", "path=", "path=a,format=vmdk", "path=a,ro", "format=raw"]
+        {
             let error = disk(text).unwrap_err();
             assert!(error.contains("path=FILE"), "{text}: {error}");
         }

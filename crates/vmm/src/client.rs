@@ -141,9 +141,8 @@ impl<'a> Client<'a> {
         if !body.is_empty() {
             request = request.header("content-type", "application/json");
         }
-        let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| self.unreachable(error))?;
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| self.unreachable(error))?;
         let response = sender.send_request(request).await.map_err(failed)?;
         let status = response.status();
         let body = http_body_util::Limited::new(response.into_body(), ANSWER_SIZE_MAX);

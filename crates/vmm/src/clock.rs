@@ -47,7 +47,8 @@ impl LiveClock {
         // A single quantum during which the host did something else says little.
         let sample = sample.clamp(self.cost_millins / 2, self.cost_millins * 2) as i64;
         // Short stretches between two idle ones say less.
-        let weight = run_ns.min(QUANTUM_NS) as i64;
+        let full = branches >= self.quantum_branches();
+        let weight = if full { QUANTUM_NS } else { run_ns.min(QUANTUM_NS) } as i64;
         let change = (sample - cost) * weight / (SMOOTHING * QUANTUM_NS as i64);
         self.cost_millins = (cost + change).max(1) as u64;
     }

@@ -236,11 +236,7 @@ impl Inbox {
         self.wait_until(None, Contents::has_order);
     }
 
-    fn wait_until(
-        &self,
-        deadline: Option<Instant>,
-        is_there: impl Fn(&Contents) -> bool,
-    ) -> Woken {
+    fn wait_until(&self, deadline: Option<Instant>, is_there: impl Fn(&Contents) -> bool) -> Woken {
         let mut contents = self.lock();
         loop {
             if is_there(&contents) {

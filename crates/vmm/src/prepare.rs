@@ -20,9 +20,7 @@ use types::PAGE_SIZE;
 use crate::clock::LiveClock;
 use crate::driver::{self, Pace};
 use crate::ports::DiskPort;
-use crate::{
-    DiskInfo, EngineKind, MEMORY_SIZE_MIN, NetKind, VmError, VmSpec, check_name,
-};
+use crate::{DiskInfo, EngineKind, MEMORY_SIZE_MIN, NetKind, VmError, VmSpec, check_name};
 
 /// Largest kernel file, bytes.
 const KERNEL_SIZE_MAX: u64 = 1 << 30;
@@ -67,7 +65,8 @@ pub(crate) fn prepare(spec: &VmSpec) -> Result<Prepared, VmError> {
         Some(seed) => seed,
         None => random_seed()?,
     };
-    let macs: Vec<_> = (0..).zip(&spec.nets).map(|(i, net)| net.mac.unwrap_or(mac(seed, i))).collect();
+    let macs: Vec<_> =
+        (0..).zip(&spec.nets).map(|(i, net)| net.mac.unwrap_or(mac(seed, i))).collect();
     check_macs(&macs)?;
     let mut machine = Machine::new(MachineSpec {
         memory_size: spec.memory_size,
@@ -108,15 +107,17 @@ fn check_flags(spec: &VmSpec) -> Result<(), VmError> {
         if let Some((other, _)) =
             consoles[..index].iter().find(|(_, earlier)| !shareable && earlier == to)
         {
-            let message = format!("{other} and {flag} are both {to}; give one of them another place");
+            let message =
+                format!("{other} and {flag} are both {to}; give one of them another place");
             return Err(VmError::Flags(message));
         }
     }
     let disks = &spec.disks;
     for (index, disk) in disks.iter().enumerate() {
-        if disks[..index].iter().any(|earlier| {
-            earlier.path == disk.path && !(earlier.read_only && disk.read_only)
-        }) {
+        if disks[..index]
+            .iter()
+            .any(|earlier| earlier.path == disk.path && !(earlier.read_only && disk.read_only))
+        {
             let path = &disk.path;
             let message =
                 format!("--disk path={}: given twice; add readonly to both", path.display());
@@ -310,7 +311,9 @@ mod tests {
         let macs = [mac(1, 0), mac(1, 1), mac(2, 0), mac(2, 1)];
         check_macs(&macs).unwrap();
         assert_eq!(mac(7, 3), mac(7, 3));
-        assert!(check_macs(&[macs[0], macs[1], macs[0]]).unwrap_err().to_string().contains("twice"));
+        assert!(
+            check_macs(&[macs[0], macs[1], macs[0]]).unwrap_err().to_string().contains("twice")
+        );
         assert!(check_macs(&[[1, 2, 3, 4, 5, 6]]).unwrap_err().to_string().contains("group"));
         assert_eq!(mac_text([0x52, 0x54, 0, 0xab, 0, 1]), "52:54:00:ab:00:01");
     }

@@ -127,7 +127,9 @@ fn open_nets(spec: &VmSpec, control: &Control) -> Result<Vec<Box<dyn NetBackend>
         let control = control.clone();
         let on_event = move |event| control.net_event(card, event);
         Ok(match &net.kind {
-            crate::NetKind::Tap(name) => Box::new(Tap::open(name, on_event)?) as Box<dyn NetBackend>,
+            crate::NetKind::Tap(name) => {
+                Box::new(Tap::open(name, on_event)?) as Box<dyn NetBackend>
+            }
             crate::NetKind::User(forwards) => {
                 let spec = UserNetSpec { forwards: forwards.clone(), ..UserNetSpec::default() };
                 Box::new(UserNet::start(&spec, on_event)?)

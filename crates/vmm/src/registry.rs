@@ -65,7 +65,8 @@ impl Entry {
             }
             sleep(PAUSE);
         };
-        let failed = |source| VmError::Registry { action: "write", path: lock_path.clone(), source };
+        let failed =
+            |source| VmError::Registry { action: "write", path: lock_path.clone(), source };
         lock.set_len(0).map_err(failed)?;
         lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(failed)?;
         let dir = root.join(name);

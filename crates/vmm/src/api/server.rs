@@ -48,8 +48,7 @@ impl Server {
                 tokio::time::sleep(LAST_WORDS).await;
             });
         };
-        let thread =
-            std::thread::Builder::new().name("api".into()).spawn(serve).map_err(failed)?;
+        let thread = std::thread::Builder::new().name("api".into()).spawn(serve).map_err(failed)?;
         Ok(Server { stop: Some(stop), thread: Some(thread), _listeners: listeners })
     }
 }
