@@ -35,7 +35,7 @@ Examples:
 #[command(after_long_help = format!("{EXAMPLES}\n{}", usage::exit_statuses()))]
 pub struct Run {
     /// A built image: mini, mini-full or debian, each also with -backports for the newer kernel.
-    #[arg(required_unless_present = "kernel", conflicts_with = "kernel")]
+    #[arg(conflicts_with = "kernel")]
     image: Option<String>,
     /// Kernel: a Linux bzImage, or an ELF with a PVH note or multiboot header.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -120,7 +120,11 @@ impl Run {
     fn spec(&self) -> Result<VmSpec, Fail> {
         let image = self.image.as_deref().map(image::find).transpose()?;
         let kernel = image.as_ref().map(|image| &image.kernel).or(self.kernel.as_ref());
-        let mut spec = VmSpec::new(kernel.cloned().unwrap_or_default());
+        let Some(kernel) = kernel else {
+            let message = "run what? give an image such as mini, or a kernel with --kernel FILE";
+            return Err(Fail::Usage(message.into()));
+        };
+        let mut spec = VmSpec::new(kernel.clone());
         spec.cmdline = self.cmdline.clone().unwrap_or_default();
         if let Some(image) = image {
             spec.initrd = Some(image.initrd);
