@@ -328,8 +328,13 @@ fn load_mxcsr(image: &[u8]) -> Result<u32> {
 
 fn load_x87(image: &[u8], regs: &mut Registers) {
     regs.fx.0[..5].copy_from_slice(&image[..5]);
+    regs.fx.0[0] = regs.fx.0[0] & 0x7f | 0x40;
     regs.fx.0[1] &= 0x1f;
-    regs.fx.0[0] |= 0x40;
+    // FSW.ES and B follow from the flags and masks, whatever the image says.
+    let pending = regs.fx.fsw() & !regs.fx.fcw() & 0x3f != 0;
+    let summary = if pending { 0x80 } else { 0 };
+    regs.fx.0[2] = regs.fx.0[2] & 0x7f | summary;
+    regs.fx.0[3] = regs.fx.0[3] & 0x7f | summary;
     for slot in 0..8 {
         let at = 32 + slot * 16;
         regs.fx.0[at..at + 10].copy_from_slice(&image[at..at + 10]);
