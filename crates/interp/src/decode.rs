@@ -22,7 +22,7 @@ pub const NO_REGISTER: u8 = 0xfe;
 pub enum Decoded {
     /// An instruction (possibly one that raises #UD).
     Insn(Insn),
-    /// The bytes end before the instruction does.
+    /// The bytes end before the instruction does, or it is too long.
     NeedsMore,
 }
 
@@ -47,11 +47,11 @@ impl InsnDecoder {
     pub fn decode(&mut self, stubs: &mut Stubs, bytes: &[u8], bits: u8) -> Decoded {
         let mut decoder = Decoder::with_ip(u32::from(bits), bytes, 0, DecoderOptions::NONE);
         let instruction = decoder.decode();
-        if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-            let full = bytes.len() >= INSTRUCTION_SIZE_MAX;
-            if !full {
-                return Decoded::NeedsMore;
-            }
+        let short = decoder.last_error() == DecoderError::NoMoreBytes
+            // After that many bytes the library says "invalid", but the answer is #GP, not #UD.
+            || decoder.position() == INSTRUCTION_SIZE_MAX;
+        if instruction.is_invalid() && short {
+            return Decoded::NeedsMore;
         }
         Decoded::Insn(self.build(stubs, &instruction))
     }

@@ -165,12 +165,13 @@ impl Interp {
             }
         }
         vcpu.regs.rflags_other &= !flag::RF;
-        vcpu.pending.shadow = Shadow::None;
+        let shadow = std::mem::replace(&mut vcpu.pending.shadow, Shadow::None);
         if vcpu.regs.rflags_other & flag::TF != 0 {
             vcpu.pending.debug |= DR6_BS;
         }
         self.execute(cpu, true);
-        if cpu.vcpu.pending.debug != 0 {
+        // What the shadow held off comes now.
+        if shadow != Shadow::None || cpu.vcpu.pending.debug != 0 {
             cpu.vcpu.attention = true;
         }
     }
