@@ -475,6 +475,10 @@ impl Cpu<'_> {
         let flags = self.vcpu.regs.gpr[gpr::R11];
         self.vcpu.regs.set_rflags(flags & !(flag::RF | flag::VM));
         self.set_flat_segments(cs | 3, base.wrapping_add(8) | 3, 3, to_64);
+        if flags & flag::TF != 0 {
+            // Unlike IRET and POPF, SYSRET that sets TF traps before the next instruction.
+            self.vcpu.pending.debug |= crate::state::DR6_BS;
+        }
         self.vcpu.attention = true;
         Ok(())
     }
