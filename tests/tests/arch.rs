@@ -46,3 +46,13 @@ fn check(name: &str, bits: Bits, count: usize) {
 fn exceptions_match_the_manual() {
     check("exceptions", Bits::B64, 126);
 }
+
+#[test]
+fn paging_matches_the_manual() {
+    check("paging", Bits::B64, 168);
+}
+
+#[test]
+fn debug_matches_the_manual() {
+    check("debug", Bits::B64, 59);
+}
