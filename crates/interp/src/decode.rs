@@ -46,12 +46,15 @@ impl InsnDecoder {
     /// Decodes the instruction at the start of `bytes`.
     pub fn decode(&mut self, stubs: &mut Stubs, bytes: &[u8], bits: u8) -> Decoded {
         let mut decoder = Decoder::with_ip(u32::from(bits), bytes, 0, DecoderOptions::NONE);
-        let instruction = decoder.decode();
+        let mut instruction = decoder.decode();
         let short = decoder.last_error() == DecoderError::NoMoreBytes
             // After that many bytes the library says "invalid", but the answer is #GP, not #UD.
             || decoder.position() == INSTRUCTION_SIZE_MAX;
         if instruction.is_invalid() && short {
             return Decoded::NeedsMore;
+        }
+        if self.model == Model::V2 {
+            instruction.set_code(without_bit_counts(instruction.code()));
         }
         Decoded::Insn(self.build(stubs, &instruction))
     }
@@ -120,6 +123,20 @@ impl InsnDecoder {
             matches!(feature, BMI1 | BMI2 | LZCNT | MOVBE | ADX | SHA | AVX | AVX2 | FMA | F16C)
                 || matches!(feature, XSAVE | XSAVEOPT | XSAVEC | XSAVES)
         })
+    }
+}
+
+/// TZCNT and LZCNT are BSF and BSR with a REP prefix that models without them ignore; compilers
+/// rely on it.
+fn without_bit_counts(code: Code) -> Code {
+    match code {
+        Code::Tzcnt_r16_rm16 => Code::Bsf_r16_rm16,
+        Code::Tzcnt_r32_rm32 => Code::Bsf_r32_rm32,
+        Code::Tzcnt_r64_rm64 => Code::Bsf_r64_rm64,
+        Code::Lzcnt_r16_rm16 => Code::Bsr_r16_rm16,
+        Code::Lzcnt_r32_rm32 => Code::Bsr_r32_rm32,
+        Code::Lzcnt_r64_rm64 => Code::Bsr_r64_rm64,
+        other => other,
     }
 }
 
@@ -477,4 +494,46 @@ fn unit(instruction: &Instruction) -> Unit {
         return Unit::Sse;
     }
     Unit::Integer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether `bytes` decode to an instruction that runs in `model`.
+    fn exists(model: Model, bytes: &[u8]) -> bool {
+        let mut stubs = Stubs::new().expect("this host runs stubs");
+        let mut decoder = InsnDecoder::new(model);
+        match decoder.decode(&mut stubs, bytes, 64) {
+            Decoded::Insn(insn) => insn.stub.is_some() && usize::from(insn.len) == bytes.len(),
+            Decoded::NeedsMore => panic!("{bytes:x?} is whole"),
+        }
+    }
+
+    #[test]
+    fn v2_takes_tzcnt_for_bsf_and_has_no_avx() {
+        let tzcnt = [0xf3, 0x0f, 0xbc, 0xc1];
+        let andn = [0xc4, 0xe2, 0x60, 0xf2, 0xc1];
+        let vaddps = [0xc5, 0xf4, 0x58, 0xc2];
+        assert!(exists(Model::V2, &tzcnt) && exists(Model::V3, &tzcnt));
+        assert!(!exists(Model::V2, &andn) && exists(Model::V3, &andn));
+        assert!(!exists(Model::V2, &vaddps) && exists(Model::V3, &vaddps));
+    }
+
+    #[test]
+    fn memory_segment_in_64_bit_code_is_by_base_register() {
+        let mut stubs = Stubs::new().expect("this host runs stubs");
+        let mut decoder = InsnDecoder::new(Model::V3);
+        for (bytes, expected) in [
+            (&[0x36, 0x8b, 0x03][..], Seg::Ds),
+            (&[0x8b, 0x45, 0x00], Seg::Ss),
+            (&[0x64, 0x8b, 0x45, 0x00], Seg::Fs),
+            (&[0x3e, 0x8b, 0x04, 0x24], Seg::Ss),
+        ] {
+            let Decoded::Insn(insn) = decoder.decode(&mut stubs, bytes, 64) else {
+                panic!("{bytes:x?} is whole");
+            };
+            assert_eq!(insn.seg, expected, "{bytes:x?}");
+        }
+    }
 }

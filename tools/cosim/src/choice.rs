@@ -35,6 +35,7 @@ const CHOICES: [Choice; 5] = [
             Mnemonic::Fbld,
             Mnemonic::Fld,
             Mnemonic::Fbstp,
+            Mnemonic::Fstp,
             Mnemonic::Bound,
             Mnemonic::Fldenv,
             Mnemonic::Fnstenv,
