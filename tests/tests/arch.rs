@@ -56,3 +56,13 @@ fn paging_matches_the_manual() {
 fn debug_matches_the_manual() {
     check("debug", Bits::B64, 59);
 }
+
+#[test]
+fn segmentation_matches_the_manual() {
+    check("segments", Bits::B64, 223);
+}
+
+#[test]
+fn memory_and_self_modifying_code_match_the_manual() {
+    check("memory", Bits::B64, 78);
+}
