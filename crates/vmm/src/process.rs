@@ -173,7 +173,7 @@ impl Consoles {
             let (device, to) = (device.into(), to.to_string());
             consoles.infos.push(ConsoleInfo { device, to, place });
         }
-        consoles.infos.sort_by(|a, b| b.device.cmp(&a.device));
+        consoles.infos.sort_by(|a, b| a.device.cmp(&b.device));
         consoles.infos.sort_by_key(|info| info.device == "hvc0");
         Ok(consoles)
     }

@@ -35,6 +35,7 @@ Examples:
 #[command(after_long_help = format!("{EXAMPLES}\n{}", usage::exit_statuses()))]
 pub struct Run {
     /// A built image: mini, mini-full or debian, each also with -backports for the newer kernel.
+    /// debian keeps what its guest writes.
     #[arg(conflicts_with = "kernel")]
     image: Option<String>,
     /// Kernel: a Linux bzImage, or an ELF with a PVH note or multiboot header.

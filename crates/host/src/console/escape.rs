@@ -5,7 +5,7 @@ const ESCAPE: u8 = 0x01;
 
 /// What Ctrl-A H prints.
 pub(super) const HELP: &str = "\r\n\
-    Ctrl-A X       quit: stop the VM at once\r\n\
+    Ctrl-A X       quit: stop the VM at once (doppel console: detach only)\r\n\
     Ctrl-A Ctrl-A  send Ctrl-A to the guest (Ctrl-A A does the same)\r\n\
     Ctrl-A H       this help\r\n";
 
