@@ -1,36 +1,12 @@
 //! The state of the vCPU at the kernel's first instruction, as plain data, and the descriptor and
 //! page tables in RAM that go with it.
 
-use cpu::{flag, gpr};
+use cpu::{Segment, Table, attr, cr, flag, gpr};
 use memory::Ram;
 use types::Gpa;
 
 use crate::error::BootError;
 use crate::places;
-
-/// A segment register with its hidden part (SDM vol. 3, 3.4.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Linear address of the first byte.
-    pub base: u64,
-    /// Last valid offset, in bytes (granularity already applied).
-    pub limit: u32,
-    /// Bits 55..40 of the descriptor with the limit bits zero: type in 0..4, S 4, DPL 5..7, P 7,
-    /// AVL 12, L 13, D/B 14, G 15 (the access-rights format of VMX, SDM vol. 3, 24.4.1).
-    /// Bit 16 marks a null, unusable segment.
-    pub attributes: u32,
-}
-
-/// Where a descriptor table lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TableRegister {
-    /// Linear address.
-    pub base: u64,
-    /// Last valid offset.
-    pub limit: u16,
-}
 
 /// How the first instruction is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,18 +45,10 @@ pub struct Entry {
     /// LDTR, null.
     pub ldtr: Segment,
     /// GDTR; the table holds the descriptors of `cs`, `data` and `tr`.
-    pub gdt: TableRegister,
+    pub gdt: Table,
     /// IDTR, empty: an exception before the kernel sets its own is a triple fault.
-    pub idt: TableRegister,
+    pub idt: Table,
 }
-
-const CR0_PE: u64 = 1 << 0;
-const CR0_ET: u64 = 1 << 4;
-const CR0_NE: u64 = 1 << 5;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 
 /// Selectors that Linux's boot protocol fixes: `__BOOT_CS`, `__BOOT_DS`, `__BOOT_TSS`.
 const BOOT_CS: u16 = 0x10;
@@ -92,20 +60,15 @@ const CODE: u32 = 0x9b;
 const DATA: u32 = 0x93;
 /// Present, system, busy 32-bit (in long mode 64-bit) TSS.
 const TSS_BUSY: u32 = 0x8b;
-const LONG: u32 = 1 << 13;
-const DEFAULT_32: u32 = 1 << 14;
-const PAGES: u32 = 1 << 15;
-const UNUSABLE: u32 = 1 << 16;
-
 impl Entry {
     /// Entry in 32-bit protected mode with flat segments (PVH, multiboot).
     pub(crate) fn protected(rip: u64) -> Entry {
-        let code = flat(BOOT_CS, CODE | DEFAULT_32 | PAGES);
+        let code = flat(BOOT_CS, CODE | attr::DB | attr::G);
         Entry { mode: EntryMode::Protected32, cs: code, ..Entry::long(rip) }.without_paging()
     }
 
     fn without_paging(self) -> Entry {
-        Entry { cr0: CR0_PE | CR0_ET, cr3: 0, cr4: 0, efer: 0, ..self }
+        Entry { cr0: cr::CR0_PE | cr::CR0_ET, cr3: 0, cr4: 0, efer: 0, ..self }
     }
 
     /// Entry in 64-bit mode on the page tables of [`write_page_tables`].
@@ -117,16 +80,16 @@ impl Entry {
             rip,
             gpr: registers,
             rflags: flag::FIXED,
-            cr0: CR0_PE | CR0_ET | CR0_NE | CR0_PG,
+            cr0: cr::CR0_PE | cr::CR0_ET | cr::CR0_NE | cr::CR0_PG,
             cr3: places::PAGE_TABLES,
-            cr4: CR4_PAE,
-            efer: EFER_LME | EFER_LMA,
-            cs: flat(BOOT_CS, CODE | LONG | PAGES),
-            data: flat(BOOT_DS, DATA | DEFAULT_32 | PAGES),
+            cr4: cr::CR4_PAE,
+            efer: cr::EFER_LME | cr::EFER_LMA,
+            cs: flat(BOOT_CS, CODE | attr::L | attr::G),
+            data: flat(BOOT_DS, DATA | attr::DB | attr::G),
             tr: Segment { selector: BOOT_TSS, base: 0, limit: 0x67, attributes: TSS_BUSY },
-            ldtr: Segment { attributes: UNUSABLE, ..Segment::default() },
-            gdt: TableRegister { base: places::GDT, limit: 6 * 8 - 1 },
-            idt: TableRegister::default(),
+            ldtr: Segment { attributes: attr::UNUSABLE, ..Segment::default() },
+            gdt: Table { base: places::GDT, limit: 6 * 8 - 1 },
+            idt: Table::default(),
         }
     }
 
@@ -153,7 +116,7 @@ fn flat(selector: u16, attributes: u32) -> Segment {
 
 /// The descriptor that a load of the segment would read (SDM vol. 3, figure 3-8).
 fn descriptor(segment: Segment) -> u64 {
-    let limit = u64::from(if segment.attributes & PAGES != 0 {
+    let limit = u64::from(if segment.attributes & attr::G != 0 {
         segment.limit >> 12
     } else {
         segment.limit

@@ -36,7 +36,7 @@ pub use acpi::{
     CmosClock, IoWindow, MemoryWindow, PciHost, PlatformTables, PowerPorts, ResetRegister,
     SerialPort,
 };
-pub use entry::{Entry, EntryMode, Segment, TableRegister};
+pub use entry::{Entry, EntryMode};
 pub use error::BootError;
 pub use load::{BootSpec, BootState, KernelKind, load};
 pub use memory_map::{MemoryRange, RangeKind, memory_map};

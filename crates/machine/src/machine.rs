@@ -1,7 +1,7 @@
 //! The machine: one vCPU, RAM and a board.
 
 use boot::{BootError, BootSpec, BootState, Entry, KernelKind};
-use cpu::{Seg, Segment, Table, Vcpu, gpr};
+use cpu::{Seg, Vcpu, gpr};
 use journal::Input;
 use memory::Ram;
 use types::{ExecutionPoint, VirtualTime};
@@ -44,12 +44,12 @@ impl Machine {
         vcpu.regs.gpr[..16].copy_from_slice(&entry.gpr);
         vcpu.regs.gpr[gpr::RIP] = entry.rip;
         vcpu.regs.set_rflags(entry.rflags);
-        vcpu.segments = [segment(&entry.data); 6];
-        vcpu.segments[Seg::Cs as usize] = segment(&entry.cs);
-        vcpu.tr = segment(&entry.tr);
-        vcpu.ldtr = segment(&entry.ldtr);
-        vcpu.gdtr = Table { base: entry.gdt.base, limit: entry.gdt.limit };
-        vcpu.idtr = Table { base: entry.idt.base, limit: entry.idt.limit };
+        vcpu.segments = [entry.data; 6];
+        vcpu.segments[Seg::Cs as usize] = entry.cs;
+        vcpu.tr = entry.tr;
+        vcpu.ldtr = entry.ldtr;
+        vcpu.gdtr = entry.gdt;
+        vcpu.idtr = entry.idt;
         (vcpu.cr0, vcpu.cr3, vcpu.cr4) = (entry.cr0, entry.cr3, entry.cr4);
         vcpu.msrs.efer = entry.efer;
         // Firmware leaves memory write-back and LINT0 wired to the PIC.
@@ -106,14 +106,5 @@ impl Machine {
     /// RAM, to look at.
     pub fn ram(&self) -> &Ram {
         &self.ram
-    }
-}
-
-fn segment(from: &boot::Segment) -> Segment {
-    Segment {
-        selector: from.selector,
-        base: from.base,
-        limit: from.limit,
-        attributes: from.attributes,
     }
 }

@@ -28,6 +28,8 @@ pub const SYSTEM_CONTROL_A: u16 = 0x92;
 pub const POST: u16 = 0x80;
 /// The other port kernels write to when they want a delay.
 pub const DELAY: u16 = 0xed;
+/// Coprocessor busy and reset latches.
+pub const COPROCESSOR: u16 = 0xf0;
 /// QEMU's pvpanic.
 pub const PVPANIC: u16 = 0x505;
 /// Where the debug-exit test device is when it is asked for without a port.

@@ -17,7 +17,13 @@ impl Device for Post {
     fn reset(&mut self) {}
 
     fn ports(&self) -> &[PortRange] {
-        const { &[ports::range(ports::POST, 1), ports::range(ports::DELAY, 1), ports::range(0xf0, 2)] }
+        const {
+            &[
+                ports::range(ports::POST, 1),
+                ports::range(ports::DELAY, 1),
+                ports::range(ports::COPROCESSOR, 2),
+            ]
+        }
     }
 
     /// All ones, as if nothing answered.
