@@ -95,7 +95,7 @@ impl Exec<'_, '_> {
     }
 
     /// #AC(0) of x87 operands whose alignment is not their size (SDM vol. 3, table 6-7).
-    fn check_x87_alignment(&self, insn: &Insn, offset: u64) -> Result<()> {
+    fn check_x87_alignment(&self, insn: &Insn, offset: u64, access: Access) -> Result<()> {
         if !self.cpu.vcpu.mode.checks_alignment {
             return Ok(());
         }
@@ -106,7 +106,7 @@ impl Exec<'_, '_> {
             _ => return Ok(()),
         };
         let size = u64::from(insn.mem_size);
-        let gva = self.cpu.linear(insn.seg, offset, size, Access::Read)?;
+        let gva = self.cpu.linear(insn.seg, offset, size, access)?;
         self.cpu.check_aligned(insn.seg, gva, size, alignment)
     }
 
@@ -130,7 +130,7 @@ pub fn native_unit(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
 
 fn read_at(exec: &mut Exec<'_, '_>, insn: &Insn, offset: u64) -> Result<()> {
     exec.align_operand(insn.seg, offset);
-    exec.check_x87_alignment(insn, offset)?;
+    exec.check_x87_alignment(insn, offset, Access::Read)?;
     exec.load_operand(insn.seg, offset, insn.mem_size)
         .map_err(|exception| exec.misalignment_first(insn, offset, exception))?;
     exec.run_stub(insn)
@@ -138,7 +138,7 @@ fn read_at(exec: &mut Exec<'_, '_>, insn: &Insn, offset: u64) -> Result<()> {
 
 fn modify_at(exec: &mut Exec<'_, '_>, insn: &Insn, offset: u64) -> Result<()> {
     exec.align_operand(insn.seg, offset);
-    exec.check_x87_alignment(insn, offset)?;
+    exec.check_x87_alignment(insn, offset, Access::Write)?;
     exec.cpu
         .probe_write(insn.seg, offset, u64::from(insn.mem_size))
         .and_then(|()| exec.load_operand(insn.seg, offset, insn.mem_size))
@@ -159,7 +159,7 @@ pub fn native_write(exec: &mut Exec<'_, '_>, insn: &Insn) -> Result<()> {
     exec.cpu.check_unit(insn.unit)?;
     let offset = exec.offset(insn);
     exec.align_operand(insn.seg, offset);
-    exec.check_x87_alignment(insn, offset)?;
+    exec.check_x87_alignment(insn, offset, Access::Write)?;
     exec.cpu
         .probe_write(insn.seg, offset, u64::from(insn.mem_size))
         .map_err(|exception| exec.misalignment_first(insn, offset, exception))?;
