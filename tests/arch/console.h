@@ -43,3 +43,5 @@ static inline u32 cpuid_reg(u32 leaf, u32 sub, int reg)
 enum { EAX, EBX, ECX, EDX };
 /* AMD processors differ in documented places. */
 static inline int is_amd(void) { return cpuid_reg(0, 0, EBX) == 0x68747541; }
+/* QEMU's translator lacks some checks, and does not survive a few. */
+static inline int is_tcg(void) { return cpuid_reg(1, 0, ECX) >> 31 && cpuid_reg(0x40000000, 0, EBX) == 0x54474354; }

@@ -66,3 +66,8 @@ fn segmentation_matches_the_manual() {
 fn memory_and_self_modifying_code_match_the_manual() {
     check("memory", Bits::B64, 78);
 }
+
+#[test]
+fn processor_state_matches_the_manual() {
+    check("state", Bits::B64, 171);
+}
