@@ -71,3 +71,8 @@ fn memory_and_self_modifying_code_match_the_manual() {
 fn processor_state_matches_the_manual() {
     check("state", Bits::B64, 171);
 }
+
+#[test]
+fn interrupt_controllers_match_the_manual() {
+    check("apic", Bits::B64, 98);
+}
