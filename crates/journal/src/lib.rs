@@ -6,8 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+mod log;
+
 use minicbor::{Decode, Encode};
 use types::{ExecutionPoint, VirtualTime};
+
+pub use log::{Entry, LogError, LogReader, LogWriter, VERSION};
 
 /// What entered the machine from outside (mechanism L5).
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

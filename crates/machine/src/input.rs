@@ -2,17 +2,23 @@
 
 use devices::pci::Delivery;
 use journal::Input;
-use types::VirtualTime;
+use types::{ExecutionPoint, VirtualTime};
 
 use crate::board::Id;
 use crate::machine::Machine;
 use crate::spec::console_port;
+
+/// Sees inputs as they enter.
+pub type Observer = Box<dyn FnMut(ExecutionPoint, &Input) + Send>;
 
 impl Machine {
     /// Lets something in from outside, at the current execution point.
     ///
     /// Input for a device that the machine does not have is ignored.
     pub fn inject(&mut self, input: Input) {
+        if let Some(observer) = &mut self.observer {
+            observer(self.vcpu.point(), &input);
+        }
         let now = self.now();
         match input {
             Input::ClockAnchor { vtime_ns, rate_millins } => {
@@ -26,6 +32,12 @@ impl Machine {
             Input::NetLink { nic, up } => self.deliver_to_nic(nic, Delivery::Link(up), now),
             Input::PowerButton => self.board.press_power_button(&mut self.ram, now),
         }
+    }
+
+    /// From now on `observer` sees every input with its execution point, before it takes effect
+    /// (mechanism L1). There is no other way in, so nothing is missed.
+    pub fn observe(&mut self, observer: Option<Observer>) {
+        self.observer = observer;
     }
 
     fn receive_console(&mut self, port: u32, bytes: Vec<u8>, now: VirtualTime) {

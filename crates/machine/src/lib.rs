@@ -17,6 +17,7 @@ mod spec;
 mod timers;
 
 pub use clock::Clock;
+pub use input::Observer;
 pub use machine::Machine;
 pub use run::{Outside, Stop};
 pub use spec::{DiskSpec, MachineError, MachineSpec, NicSpec, console_port};

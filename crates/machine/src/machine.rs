@@ -15,6 +15,7 @@ pub struct Machine {
     pub(crate) vcpu: Vcpu,
     pub(crate) ram: Ram,
     pub(crate) board: Board,
+    pub(crate) observer: Option<crate::input::Observer>,
 }
 
 impl Machine {
@@ -26,7 +27,7 @@ impl Machine {
         let ram = Ram::new(spec.memory_size)?;
         let board = Board::new(&spec, ram.layout())?;
         let vcpu = Vcpu::new(0, spec.model);
-        Ok(Machine { spec, vcpu, ram, board })
+        Ok(Machine { spec, vcpu, ram, board, observer: None })
     }
 
     /// Loads a kernel and sets the vCPU to its entry.
