@@ -1,4 +1,5 @@
-//! Boots the mini guest with its console on standard error: `boot [KERNEL] [BRANCHES] [CMDLINE]`.
+//! Boots the mini guest with its console on standard error:
+//! `boot [KERNEL] [BRANCHES] [CMDLINE] [interp|translate]`.
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +10,12 @@ fn main() -> anyhow::Result<()> {
     let kernel = args.next().unwrap_or_else(|| "6.1".to_owned());
     let until = args.next().map_or(Ok(u64::MAX), |text| text.parse())?;
     let cmdline = args.next().unwrap_or_else(|| "doppel.end=poweroff".to_owned());
-    let mut guest = whole::Guest::new(512 << 20, Vec::new())?;
+    let translated = args.next().is_some_and(|engine| engine == "translate");
+    let mut engine: Box<dyn Engine> = Box::new(interp::Interp::new()?);
+    if translated {
+        engine = Box::new(translate::Translator::new(engine, translate::Options::default())?);
+    }
+    let mut guest = whole::Guest::with_engine(512 << 20, Vec::new(), engine)?;
     guest.outside.echo = true;
     guest.boot_mini(&kernel, &cmdline)?;
     let started = std::time::Instant::now();
@@ -23,5 +29,8 @@ fn main() -> anyhow::Result<()> {
         per_second(guest.machine.branches()),
         guest.machine.now()
     );
+    for (name, count) in guest.engine.counters() {
+        eprintln!("{count:>12} {name}");
+    }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use boot::{BootSpec, PlatformTables};
+use cpu::Engine;
 use devices::PowerEvent;
 use disk::DiskIo;
 use interp::Interp;
@@ -77,14 +78,23 @@ pub struct Guest {
     /// The machine.
     pub machine: Machine,
     /// The engine.
-    pub engine: Interp,
+    pub engine: Box<dyn Engine>,
     /// What it put out.
     pub outside: Captured,
 }
 
 impl Guest {
-    /// A machine of `memory_size` bytes.
+    /// A machine of `memory_size` bytes, interpreted.
     pub fn new(memory_size: u64, disks: Vec<DiskIo>) -> Result<Guest> {
+        Guest::with_engine(memory_size, disks, Box::new(Interp::new()?))
+    }
+
+    /// A machine of `memory_size` bytes on `engine`.
+    pub fn with_engine(
+        memory_size: u64,
+        disks: Vec<DiskIo>,
+        engine: Box<dyn Engine>,
+    ) -> Result<Guest> {
         let specs = disks
             .iter()
             .map(|d| machine::DiskSpec { size: d.size(), read_only: d.read_only() })
@@ -102,7 +112,7 @@ impl Guest {
         };
         Ok(Guest {
             machine: Machine::new(spec)?,
-            engine: Interp::new()?,
+            engine,
             outside: Captured { disks, ..Captured::default() },
         })
     }
@@ -140,7 +150,7 @@ impl Guest {
     /// Runs to a branch count or the guest's end, skipping idle time.
     pub fn run(&mut self, until: u64) -> Ended {
         loop {
-            match self.machine.run(&mut self.engine, &mut self.outside, until) {
+            match self.machine.run(&mut *self.engine, &mut self.outside, until) {
                 Stop::Reached => return Ended::Reached,
                 Stop::Yielded => {}
                 Stop::Idle { deadline: Some(at) } => self.machine.skip_to(at),

@@ -32,6 +32,11 @@ pub trait Engine: Send {
     /// Instructions begun so far; a statistic of the engine, not state of the guest.
     fn instructions(&self) -> u64;
 
+    /// Counters for people who tune the engine, by name; not state of the guest.
+    fn counters(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
     /// Short name for messages.
     fn name(&self) -> &'static str;
 }

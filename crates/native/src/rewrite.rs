@@ -80,7 +80,9 @@ fn code_in_64_bit_mode(code: Code) -> Code {
     }
 }
 
-fn is_computation(guest: &Instruction) -> bool {
+/// Whether the instruction only computes on registers and at most one memory operand, and the model
+/// has it: exactly these run natively.
+pub fn is_computation(guest: &Instruction) -> bool {
     const NOT_STATUS: u32 = RflagsBits::DF | RflagsBits::IF | RflagsBits::AC | RflagsBits::UIF;
     guest.flow_control() == FlowControl::Next
         && !guest.is_invalid()
@@ -227,7 +229,7 @@ fn capitalised(stem: &str) -> String {
 }
 
 /// Whether the instruction works on the x87 stack, the MMX registers or their control state.
-pub(crate) fn uses_x87(instruction: &Instruction) -> bool {
+pub fn uses_x87(instruction: &Instruction) -> bool {
     use CpuidFeature::{FPU, FPU287, FPU387, MMX};
     let by_feature = instruction
         .cpuid_features()

@@ -1,0 +1,151 @@
+//! Addresses of memory operands and their lookup in the TLB.
+//!
+//! ```text
+//! lea rdi, [operand] · esi = TLB index · xor rdi, tag · cmp rdi, 4096 - size · ja miss
+//! add rdi, page      → rdi is the host address
+//! ```
+//! A tag that matches leaves the offset in the page; anything else, and an access that crosses
+//! the page's end, is above the limit.
+
+use cpu::{Access, tlb};
+use iced_x86::{Instruction, Register};
+
+use crate::assembler::{Op, condition};
+use crate::block::{Emitted, Emitter, Unsupported};
+use crate::layout::{self, Flags, HOME, Home, host};
+use crate::site::Why;
+
+/// The guest number of a general register.
+pub(crate) fn number(register: Register) -> u8 {
+    register.full_register().number() as u8
+}
+
+/// A guest register as part of an address: in a host register, a word loaded into `scratch`.
+fn part(emitter: &mut Emitter<'_>, register: Register, scratch: u8) -> u8 {
+    match HOME[usize::from(number(register))] {
+        Home::Host(host) => host,
+        Home::Word(word) => {
+            emitter.code.op_word(Op::Load, scratch, word);
+            scratch
+        }
+    }
+}
+
+fn displacement(value: u64) -> Result<i32, Unsupported> {
+    i32::try_from(value as i64).map_err(|_| Unsupported)
+}
+
+impl Emitter<'_> {
+    /// Offset of the memory operand to `to`, which may be RDI; uses RDI and RSI, keeps flags.
+    pub(crate) fn operand_offset(&mut self, instruction: &Instruction, to: u8) -> Emitted {
+        let disp = instruction.memory_displacement64();
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        if base == Register::EIP || index.is_vector_register() {
+            return Err(Unsupported);
+        }
+        if base == Register::RIP {
+            let disp = displacement(disp)?;
+            self.code.op_word(Op::Load, host::RDI, layout::PAGE);
+            self.code.lea(to, host::RDI, disp);
+            return Ok(());
+        }
+        if base == Register::None && index == Register::None {
+            self.code.constant(to, disp);
+            return Ok(());
+        }
+        let narrow = base.is_gpr32() || index.is_gpr32();
+        let disp = displacement(if narrow { disp as i32 as u64 } else { disp })?;
+        let scale = instruction.memory_index_scale() as u8;
+        let base = (base != Register::None).then(|| part(self, base, host::RDI));
+        if index == Register::None {
+            self.code.lea(to, base.ok_or(Unsupported)?, disp);
+        } else {
+            let index = part(self, index, host::RSI);
+            self.code.lea_scaled(to, base, (index, scale), disp);
+        }
+        if narrow {
+            self.truncate(to);
+        }
+        Ok(())
+    }
+
+    /// `mov r32, r32` to itself: zeroes the upper half.
+    fn truncate(&mut self, register: u8) {
+        if register >= 8 {
+            self.code.put(&[0x45]);
+        }
+        self.code.put(&[0x89, 0xc0 | ((register & 7) << 3) | (register & 7)]);
+    }
+
+    /// LEA.
+    pub(crate) fn load_address(&mut self, instruction: &Instruction) -> Emitted {
+        let target = instruction.op0_register();
+        if target.size() < 4 || instruction.memory_base() == Register::EIP {
+            return Err(Unsupported);
+        }
+        let home = HOME[usize::from(number(target))];
+        let to = if let Home::Host(host) = home { host } else { host::RDI };
+        self.operand_offset(instruction, to)?;
+        if target.size() == 4 {
+            self.truncate(to);
+        }
+        if let Home::Word(word) = home {
+            self.code.op_word(Op::Store, to, word);
+        }
+        Ok(())
+    }
+
+    /// Host address of the memory operand to RDI, after its lookup. Flags are in AX then.
+    pub(crate) fn operand(&mut self, instruction: &Instruction, access: Access) -> Emitted {
+        let size = instruction.memory_size().size() as u16;
+        self.save_flags();
+        let resume = self.place();
+        self.operand_offset(instruction, host::RDI)?;
+        match instruction.memory_segment() {
+            Register::FS => self.code.op_word(Op::Add, host::RDI, layout::FS_BASE),
+            Register::GS => self.code.op_word(Op::Add, host::RDI, layout::GS_BASE),
+            _ => {}
+        }
+        self.lookup(access, size, resume)
+    }
+
+    /// RDI from linear to host address, or out by a site that comes back to `resume`. Clobbers RSI
+    /// and RFLAGS.
+    pub(crate) fn lookup(&mut self, access: Access, size: u16, resume: u32) -> Emitted {
+        if self.workshop.options.always_slow || size == 0 || size > 64 {
+            return Err(Unsupported);
+        }
+        self.check(access, size, resume);
+        self.add_page();
+        Ok(())
+    }
+
+    /// The lookup without its last step: RDI is the offset in the page, RSI the entry's.
+    pub(crate) fn check(&mut self, access: Access, size: u16, resume: u32) {
+        assert!(self.flags == Flags::Saved);
+        let shift = 12 - tlb::layout::ENTRY_SIZE.trailing_zeros() as u8;
+        let mask = ((tlb::layout::ENTRIES_COUNT - 1) * tlb::layout::ENTRY_SIZE) as u32;
+        self.code.put(&[0x89, 0xfe, 0xc1, 0xee, shift, 0x81, 0xe6]); // mov, shr, and esi
+        self.code.put(&mask.to_le_bytes());
+        let tag = match access {
+            Access::Read => tlb::layout::READ,
+            Access::Write => tlb::layout::WRITE,
+            Access::Exec => tlb::layout::EXEC,
+        };
+        self.code.op_entry(Op::Xor, host::RDI, self.entry(tag));
+        self.code.put(&[0x48, 0x81, 0xff]); // cmp rdi, 4096 - size
+        self.code.put(&(4096 - u32::from(size)).to_le_bytes());
+        let jump = self.code.jump_if(condition::ABOVE);
+        self.leave_if(jump, Why::Miss { access, size, resume });
+    }
+
+    /// Offset in the page to host address.
+    pub(crate) fn add_page(&mut self) {
+        self.code.op_entry(Op::Add, host::RDI, self.entry(tlb::layout::PAGE));
+    }
+
+    /// Displacement of a field of the entry whose offset is in RSI.
+    pub(crate) fn entry(&self, field: usize) -> i32 {
+        (tlb::layout::side(self.mode.side) + field) as i32
+    }
+}

@@ -1,0 +1,157 @@
+//! The host instructions that translations are made of, besides the guest's own.
+
+/// Arithmetic in ModRM form `op r, r/m`.
+#[derive(Clone, Copy)]
+pub(crate) enum Op {
+    Add = 0x03,
+    Or = 0x0b,
+    Xor = 0x33,
+    Cmp = 0x3b,
+    Load = 0x8b,
+    Store = 0x89,
+}
+
+/// Code of one block in the making.
+#[derive(Default)]
+pub(crate) struct Assembler {
+    pub(crate) bytes: Vec<u8>,
+}
+
+fn rex_w(register: u8, rm: u8) -> u8 {
+    0x48 | ((register >> 3) << 2) | (rm >> 3)
+}
+
+impl Assembler {
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn here(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// ModRM, SIB and displacement of `[base + displacement]`.
+    fn memory(&mut self, register: u8, base: u8, displacement: i32) {
+        let (register, low) = ((register & 7) << 3, base & 7);
+        let short = i8::try_from(displacement);
+        let mode = match short {
+            Ok(0) if low != 5 => 0x00,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
+        };
+        self.put(&[mode | register | low]);
+        if low == 4 {
+            self.put(&[0x24]);
+        }
+        match mode {
+            0x00 => {}
+            0x40 => self.put(&[displacement as u8]),
+            _ => self.put(&displacement.to_le_bytes()),
+        }
+    }
+
+    /// `op register, [base + displacement]`, 64 bits (or the store).
+    pub(crate) fn op_memory(&mut self, op: Op, register: u8, base: u8, displacement: i32) {
+        self.put(&[rex_w(register, base), op as u8]);
+        self.memory(register, base, displacement);
+    }
+
+    /// `op register, gs:[displacement]`, 64 bits (or the store).
+    pub(crate) fn op_word(&mut self, op: Op, register: u8, displacement: i32) {
+        self.put(&[0x65, rex_w(register, 0), op as u8, ((register & 7) << 3) | 4, 0x25]);
+        self.put(&displacement.to_le_bytes());
+    }
+
+    /// `op register, gs:[rsi + displacement]`, 64 bits.
+    pub(crate) fn op_entry(&mut self, op: Op, register: u8, displacement: i32) {
+        self.put(&[0x65, rex_w(register, 0), op as u8, 0x80 | ((register & 7) << 3) | 6]);
+        self.put(&displacement.to_le_bytes());
+    }
+
+    /// `mov to, from`, 64 bits.
+    pub(crate) fn copy(&mut self, to: u8, from: u8) {
+        self.put(&[rex_w(to, from), 0x8b, 0xc0 | ((to & 7) << 3) | (from & 7)]);
+    }
+
+    /// `lea to, [base + displacement]`, 64 bits.
+    pub(crate) fn lea(&mut self, to: u8, base: u8, displacement: i32) {
+        self.put(&[rex_w(to, base), 0x8d]);
+        self.memory(to, base, displacement);
+    }
+
+    /// `lea to, [base + index * scale + displacement]`, 64 bits; `index` is not RSP.
+    pub(crate) fn lea_scaled(&mut self, to: u8, base: Option<u8>, index: (u8, u8), disp: i32) {
+        let (index, scale) = index;
+        let rex = rex_w(to, base.unwrap_or(0)) | ((index >> 3) << 1);
+        let sib = ((scale.trailing_zeros() as u8) << 6) | ((index & 7) << 3);
+        let to = (to & 7) << 3;
+        self.put(&[rex, 0x8d]);
+        match base {
+            None => {
+                self.put(&[to | 4, sib | 5]);
+                self.put(&disp.to_le_bytes());
+            }
+            Some(base) => match i8::try_from(disp) {
+                Ok(0) if base & 7 != 5 => self.put(&[to | 4, sib | (base & 7)]),
+                Ok(short) => self.put(&[0x40 | to | 4, sib | (base & 7), short as u8]),
+                Err(_) => {
+                    self.put(&[0x80 | to | 4, sib | (base & 7)]);
+                    self.put(&disp.to_le_bytes());
+                }
+            },
+        }
+    }
+
+    /// `mov register, value`, 64 bits, in the shortest form that leaves flags alone.
+    pub(crate) fn constant(&mut self, register: u8, value: u64) {
+        if let Ok(short) = u32::try_from(value) {
+            if register >= 8 {
+                self.put(&[0x41]);
+            }
+            self.put(&[0xb8 | (register & 7)]);
+            self.put(&short.to_le_bytes());
+        } else if let Ok(signed) = i32::try_from(value as i64) {
+            self.put(&[rex_w(0, register), 0xc7, 0xc0 | (register & 7)]);
+            self.put(&signed.to_le_bytes());
+        } else {
+            self.put(&[rex_w(0, register), 0xb8 | (register & 7)]);
+            self.put(&value.to_le_bytes());
+        }
+    }
+
+    /// `lahf; seto al`.
+    pub(crate) fn save_flags(&mut self) {
+        self.put(&[0x9f, 0x0f, 0x90, 0xc0]);
+    }
+
+    /// `add al, 7fh; sahf`.
+    pub(crate) fn restore_flags(&mut self) {
+        self.put(&[0x04, 0x7f, 0x9e]);
+    }
+
+    /// A jump with a displacement to be filled in; where that is.
+    pub(crate) fn jump(&mut self) -> usize {
+        self.put(&[0xe9, 0, 0, 0, 0]);
+        self.here() - 4
+    }
+
+    /// A conditional jump by condition number; where its displacement is.
+    pub(crate) fn jump_if(&mut self, condition: u8) -> usize {
+        self.put(&[0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        self.here() - 4
+    }
+
+    /// Fills in the displacement at `at` to lead to `target`, both offsets in this code.
+    pub(crate) fn bind(&mut self, at: usize, target: usize) {
+        let displacement = target as i64 - (at as i64 + 4);
+        self.bytes[at..at + 4].copy_from_slice(&(displacement as i32).to_le_bytes());
+    }
+}
+
+/// Condition numbers of the jumps used.
+pub(crate) mod condition {
+    pub(crate) const BELOW: u8 = 2;
+    pub(crate) const EQUAL: u8 = 4;
+    pub(crate) const NOT_EQUAL: u8 = 5;
+    pub(crate) const ABOVE: u8 = 7;
+}

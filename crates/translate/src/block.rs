@@ -1,0 +1,344 @@
+//! One basic block: guest bytes to instructions, instructions to host code.
+//!
+//! A block lies in one page and ends at its first branch, before its first instruction that is
+//! for the fall-back engine, at the page's end, or at the limit. Its first four bytes move the
+//! flags from RFLAGS to AX; the entry behind them takes them in AX.
+
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+};
+
+use crate::assembler::{Assembler, condition};
+use crate::classify::{Class, Mode, classify};
+use crate::layout::{self, Flags};
+use crate::options::Options;
+use crate::site::{FaultSite, Site, SiteId, Why};
+use crate::trampoline::Trampolines;
+
+/// Bytes before the entry that takes the flags in AX.
+pub(crate) const SAVED_ENTRY: u32 = 4;
+/// More host code than any block makes.
+pub(crate) const BLOCK_BYTES_MAX: usize = 1 << 18;
+
+/// The instruction cannot be translated after all; it is for the fall-back engine.
+#[derive(Debug)]
+pub(crate) struct Unsupported;
+
+/// What comes of emitting.
+pub(crate) type Emitted = Result<(), Unsupported>;
+
+/// How a block ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// With a branch, its last instruction.
+    Branch,
+    /// Before an instruction for the fall-back engine; its mnemonic.
+    Step(u16),
+    /// Before an instruction of the same page.
+    Limit,
+    /// At the page's end.
+    Page,
+}
+
+/// Code that is not on the straight path, to be put behind the block.
+pub(crate) enum Stub {
+    /// Leaves by a site, saving the flags first if they are in RFLAGS.
+    Leave { jump: usize, site: Site, flags: Flags },
+    /// Branches to another page, `target` from this one's start.
+    Far { jump: usize, target: i32, flags: Flags, site: Site },
+    /// Loads the vector registers and comes back.
+    Vectors { jump: usize, back: usize },
+}
+
+/// What translations of many blocks share.
+pub(crate) struct Workshop {
+    pub(crate) encoder: Encoder,
+    pub(crate) factory: InstructionInfoFactory,
+    pub(crate) trampolines: Trampolines,
+    pub(crate) options: Options,
+}
+
+/// A block in the making.
+pub(crate) struct Emitter<'a> {
+    pub(crate) code: Assembler,
+    pub(crate) workshop: &'a mut Workshop,
+    pub(crate) mode: Mode,
+    /// Offset in code memory of the block's first byte.
+    origin: u32,
+    first_site: SiteId,
+    sites: Vec<Site>,
+    pub(crate) faults: Vec<FaultSite>,
+    stubs: Vec<Stub>,
+    pub(crate) flags: Flags,
+    pub(crate) unretired: bool,
+    /// Offset in the page of the instruction being emitted, and of the next.
+    pub(crate) offset: u16,
+    pub(crate) next: u16,
+}
+
+/// A finished block.
+pub(crate) struct Block {
+    pub(crate) code: Vec<u8>,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) faults: Vec<FaultSite>,
+    /// Guest instructions in it.
+    pub(crate) insns: usize,
+    /// Guest bytes it depends on.
+    pub(crate) guest_len: u64,
+}
+
+/// Where a block is to be put.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) origin: u32,
+    pub(crate) first_site: SiteId,
+}
+
+/// Translates the block at `start` of the page that `bytes` are the contents of.
+pub(crate) fn translate(
+    workshop: &mut Workshop,
+    mode: Mode,
+    bytes: &[u8; 4096],
+    start: u16,
+    place: Place,
+) -> Block {
+    let (mut insns, mut end, guest_end) = discover(workshop.options, mode, bytes, start);
+    loop {
+        let mut emitter = Emitter::new(workshop, mode, place);
+        match emitter.block(&insns, end, start) {
+            Ok(()) => {
+                let guest_len = (guest_end - u64::from(start)).max(1);
+                return emitter.finish(insns.len(), guest_len);
+            }
+            Err(index) => {
+                end = End::Step(insns[index].0.mnemonic() as u16);
+                insns.truncate(index);
+            }
+        }
+    }
+}
+
+/// The instructions of the block, how it ends, and where the bytes it depends on end.
+fn discover(
+    options: Options,
+    mode: Mode,
+    bytes: &[u8; 4096],
+    start: u16,
+) -> (Vec<(Instruction, Class)>, End, u64) {
+    let window = &bytes[usize::from(start)..];
+    let mut decoder = Decoder::with_ip(64, window, u64::from(start), DecoderOptions::NONE);
+    let mut insns = Vec::new();
+    loop {
+        if decoder.ip() == 4096 {
+            return (insns, End::Page, 4096);
+        }
+        if insns.len() >= options.block_insns_max {
+            return (insns, End::Limit, decoder.ip());
+        }
+        let instruction = decoder.decode();
+        if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+            return (insns, End::Step(0), 4096);
+        }
+        let class = classify(&instruction, mode);
+        if class == Class::Step {
+            return (insns, End::Step(instruction.mnemonic() as u16), decoder.ip());
+        }
+        insns.push((instruction, class));
+        if class == Class::Branch {
+            return (insns, End::Branch, decoder.ip());
+        }
+    }
+}
+
+impl<'a> Emitter<'a> {
+    fn new(workshop: &'a mut Workshop, mode: Mode, place: Place) -> Emitter<'a> {
+        Emitter {
+            code: Assembler::default(),
+            workshop,
+            mode,
+            origin: place.origin,
+            first_site: place.first_site,
+            sites: Vec::new(),
+            faults: Vec::new(),
+            stubs: Vec::new(),
+            flags: Flags::Saved,
+            unretired: false,
+            offset: 0,
+            next: 0,
+        }
+    }
+
+    fn block(&mut self, insns: &[(Instruction, Class)], end: End, start: u16) -> Result<(), usize> {
+        self.unretired = end == End::Branch;
+        self.offset = start;
+        self.next = start;
+        self.prologue(insns);
+        for (index, (instruction, class)) in insns.iter().enumerate() {
+            self.offset = self.next;
+            self.next = self.offset + instruction.len() as u16;
+            self.instruction(instruction, *class).map_err(|Unsupported| index)?;
+        }
+        match end {
+            End::Branch => {}
+            End::Step(mnemonic) => self.leave_here(Why::Step(mnemonic)),
+            End::Limit => self.link(None, i64::from(self.next)).expect("in the page"),
+            End::Page => self.leave_here(Why::Goto),
+        }
+        self.emit_stubs();
+        Ok(())
+    }
+
+    fn prologue(&mut self, insns: &[(Instruction, Class)]) {
+        self.code.save_flags();
+        // sub or cmp qword gs:[BUDGET], 1 or 0
+        let (form, amount, jump) = match self.unretired {
+            true => (0x2c, 1, condition::BELOW),
+            false => (0x3c, 0, condition::EQUAL),
+        };
+        self.code.put(&[0x65, 0x48, 0x83, form, 0x25]);
+        self.code.put(&layout::BUDGET.to_le_bytes());
+        self.code.put(&[amount]);
+        let jump = self.code.jump_if(jump);
+        let site = self.site(Why::Budget);
+        self.stubs.push(Stub::Leave { jump, site, flags: Flags::Saved });
+        if self.workshop.options.count_instructions {
+            self.code.put(&[0x65, 0x48, 0x83, 0x04, 0x25]); // add qword gs:[..], n
+            self.code.put(&layout::INSTRUCTIONS.to_le_bytes());
+            self.code.put(&[insns.len().min(127) as u8]);
+        }
+        if insns.iter().any(|(_, class)| *class == Class::Compute { vectors: true }) {
+            self.code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[VECTORS], 0
+            self.code.put(&layout::VECTORS.to_le_bytes());
+            self.code.put(&[0]);
+            let jump = self.code.jump_if(condition::EQUAL);
+            let back = self.code.here();
+            self.stubs.push(Stub::Vectors { jump, back });
+        }
+    }
+
+    fn instruction(&mut self, instruction: &Instruction, class: Class) -> Emitted {
+        match class {
+            Class::Nothing => Ok(()),
+            Class::Branch => self.branch(instruction),
+            Class::Stack => self.stack(instruction),
+            Class::Address => self.load_address(instruction),
+            Class::Flags => self.flag_instruction(instruction),
+            Class::Compute { .. } => self.compute(instruction),
+            Class::Step => Err(Unsupported),
+        }
+    }
+
+    /// Flags to AX.
+    pub(crate) fn save_flags(&mut self) {
+        if self.flags == Flags::Host {
+            self.code.save_flags();
+            self.flags = Flags::Saved;
+        }
+    }
+
+    /// Flags to RFLAGS.
+    pub(crate) fn restore_flags(&mut self) {
+        if self.flags == Flags::Saved {
+            self.code.restore_flags();
+            self.flags = Flags::Host;
+        }
+    }
+
+    /// A site at the instruction being emitted.
+    pub(crate) fn site(&self, why: Why) -> Site {
+        Site { why, offset: self.offset, unretired: self.unretired }
+    }
+
+    /// Offset in code memory of what is emitted next.
+    pub(crate) fn place(&self) -> u32 {
+        self.origin + self.code.here() as u32
+    }
+
+    /// Leaves by a site when the jump at `jump` is taken.
+    pub(crate) fn leave_if(&mut self, jump: usize, why: Why) {
+        let site = self.site(why);
+        self.stubs.push(Stub::Leave { jump, site, flags: self.flags });
+    }
+
+    /// Leaves at the end of a block that ends in no branch.
+    fn leave_here(&mut self, why: Why) {
+        self.offset = self.next;
+        let jump = self.code.jump();
+        self.leave_if(jump, why);
+    }
+
+    /// Continues at `target` from the page's start, if `condition` holds: by a jump that can be
+    /// linked when that is in the page.
+    pub(crate) fn link(&mut self, condition: Option<u8>, target: i64) -> Emitted {
+        let far = i32::try_from(target).map_err(|_| Unsupported)?;
+        let jump = match condition {
+            Some(condition) => self.code.jump_if(condition),
+            None => self.code.jump(),
+        };
+        let flags = self.flags;
+        self.stubs.push(match u16::try_from(target) {
+            Ok(offset) if offset < 4096 => {
+                let why = Why::Link { patch: self.origin + jump as u32, flags };
+                Stub::Leave { jump, site: Site { why, offset, unretired: false }, flags }
+            }
+            _ => Stub::Far { jump, target: far, flags, site: self.site(Why::Goto) },
+        });
+        Ok(())
+    }
+
+    /// Jumps from `at`, a displacement in this block, to a trampoline.
+    pub(crate) fn bind_outside(&mut self, at: usize, trampoline: u32) {
+        let target = i64::from(trampoline) - i64::from(self.origin);
+        let displacement = target - (at as i64 + 4);
+        self.code.bytes[at..at + 4].copy_from_slice(&(displacement as i32).to_le_bytes());
+    }
+
+    fn emit_stubs(&mut self) {
+        let mut done = 0;
+        while done < self.stubs.len() {
+            let stubs = std::mem::take(&mut self.stubs);
+            done = 0;
+            for stub in stubs {
+                self.emit_stub(stub);
+            }
+        }
+    }
+
+    fn emit_stub(&mut self, stub: Stub) {
+        let here = self.code.here();
+        match stub {
+            Stub::Leave { jump, site, flags } => {
+                self.code.bind(jump, here);
+                self.flags = flags;
+                self.save_flags();
+                let id = self.first_site + self.sites.len() as SiteId;
+                self.sites.push(site);
+                self.code.put(&[0x68]);
+                self.code.put(&id.to_le_bytes());
+                let at = self.code.jump();
+                self.bind_outside(at, self.workshop.trampolines.exit);
+            }
+            Stub::Far { jump, target, flags, site } => {
+                self.code.bind(jump, here);
+                self.flags = flags;
+                self.offset = site.offset;
+                self.save_flags();
+                self.go_far(target);
+            }
+            Stub::Vectors { jump, back } => {
+                self.code.bind(jump, here);
+                self.code.put(&[0xe8, 0, 0, 0, 0]);
+                let at = self.code.here() - 4;
+                self.bind_outside(at, self.workshop.trampolines.vectors);
+                let at = self.code.jump();
+                self.code.bind(at, back);
+            }
+        }
+    }
+
+    fn finish(self, insns: usize, guest_len: u64) -> Block {
+        assert!(self.code.bytes.len() <= BLOCK_BYTES_MAX);
+        let Emitter { code, sites, faults, .. } = self;
+        Block { code: code.bytes, sites, faults, insns, guest_len }
+    }
+}

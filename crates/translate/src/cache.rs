@@ -1,0 +1,229 @@
+//! The code cache: where translations are, which code they were made of, and when they go.
+//!
+//! Code memory is filled from the front; when it is full, all translations are dropped. When
+//! code of a page is overwritten (`Ram::code_generation`), the translations of that page are
+//! forgotten: links lead only within a page, so nothing else leads to them but the tables of
+//! indirect branches, which are cleaned.
+
+use std::collections::BTreeMap;
+
+use cpu::Cpu;
+use iced_x86::{Encoder, InstructionInfoFactory};
+use memory::{Ram, RamOffset};
+use types::PAGE_MASK;
+
+use crate::TranslateError;
+use crate::block::{self, BLOCK_BYTES_MAX, Place, SAVED_ENTRY, Workshop};
+use crate::classify::Mode;
+use crate::code_memory::CodeMemory;
+use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
+use crate::options::Options;
+use crate::recover::{self, Watch};
+use crate::site::{FaultSite, SITE_LOOKUP, Site, SiteId};
+use crate::statistics::Statistics;
+use crate::trampoline::{self, Trampolines};
+
+/// Blocks begin at multiples of this.
+const ALIGNMENT: usize = 16;
+const FREE: BranchSlot = BranchSlot { key: 0, target: 0 };
+
+/// Translations of one RAM page.
+struct Page {
+    generation: u32,
+    /// Offset in code memory of the entry with flags in AX, by offset in the page and mode.
+    blocks: BTreeMap<(u16, Mode), u32>,
+}
+
+/// The cache.
+pub(crate) struct Cache {
+    // Dropped in this order: the handler forgets the code before it is unmapped.
+    _watch: Watch,
+    code: CodeMemory,
+    first: usize,
+    used: usize,
+    workshop: Workshop,
+    sites: Vec<Site>,
+    faults: Vec<FaultSite>,
+    pages: BTreeMap<usize, Page>,
+    tables: Vec<Option<Box<[BranchSlot]>>>,
+    /// `Ram::code_writes` when the translations were last known right, and the RAM they are of.
+    code_writes: u64,
+    ram_base: u64,
+    /// Counts flushes, so that who holds an offset knows it is stale.
+    pub(crate) epoch: u64,
+}
+
+impl Cache {
+    pub(crate) fn new(options: Options) -> Result<Cache, TranslateError> {
+        let mut code = CodeMemory::new(options.cache_size.max(4 * BLOCK_BYTES_MAX))?;
+        let (bytes, trampolines) = trampoline::generate();
+        code.write(0, &bytes);
+        let first = bytes.len().next_multiple_of(64);
+        Ok(Cache {
+            _watch: recover::watch(&code, trampolines.fault)?,
+            code,
+            first,
+            used: first,
+            workshop: Workshop {
+                encoder: Encoder::new(64),
+                factory: InstructionInfoFactory::new(),
+                trampolines,
+                options,
+            },
+            sites: Vec::new(),
+            faults: Vec::new(),
+            pages: BTreeMap::new(),
+            tables: vec![None; Mode::COUNT],
+            code_writes: 0,
+            ram_base: 0,
+            epoch: 0,
+        })
+    }
+
+    pub(crate) fn trampolines(&self) -> Trampolines {
+        self.workshop.trampolines
+    }
+
+    /// Address of the executable view.
+    pub(crate) fn base(&self) -> u64 {
+        self.code.base()
+    }
+
+    /// Drops everything.
+    pub(crate) fn flush(&mut self, statistics: &mut Statistics) {
+        statistics.flushes += 1;
+        self.epoch += 1;
+        self.used = self.first;
+        self.sites.clear();
+        self.faults.clear();
+        self.pages.clear();
+        for table in self.tables.iter_mut().flatten() {
+            table.fill(FREE);
+        }
+    }
+
+    /// Makes the cache right for RAM as it is now.
+    pub(crate) fn sync(&mut self, ram: &Ram, statistics: &mut Statistics) {
+        let base = ram.base().as_ptr() as u64;
+        if self.ram_base != base || ram.code_writes() < self.code_writes {
+            self.flush(statistics);
+            self.ram_base = base;
+        } else if self.code_writes != ram.code_writes() {
+            self.drop_stale(ram, statistics);
+        }
+        self.code_writes = ram.code_writes();
+    }
+
+    #[cold]
+    fn drop_stale(&mut self, ram: &Ram, statistics: &mut Statistics) {
+        let (tables, base) = (&mut self.tables, self.ram_base);
+        self.pages.retain(|&page, translated| {
+            if translated.generation == ram.code_generation(page) {
+                return true;
+            }
+            statistics.invalidated_pages += 1;
+            for &(offset, mode) in translated.blocks.keys() {
+                let key = base + ((page as u64) << types::PAGE_SHIFT) + u64::from(offset);
+                if let Some(table) = &mut tables[mode.index()] {
+                    let slot = &mut table[branch_slot(key)];
+                    if slot.key == key {
+                        *slot = FREE;
+                    }
+                }
+            }
+            false
+        });
+    }
+
+    /// Address of the table of indirect branches for `mode`.
+    pub(crate) fn table(&mut self, mode: Mode) -> u64 {
+        let table = &mut self.tables[mode.index()];
+        table.get_or_insert_with(|| vec![FREE; BRANCH_SLOTS].into_boxed_slice()).as_ptr() as u64
+    }
+
+    /// The translation of the code at `at`, made if need be: offset of its entry with flags in AX.
+    pub(crate) fn get(
+        &mut self,
+        cpu: &mut Cpu<'_>,
+        at: RamOffset,
+        mode: Mode,
+        statistics: &mut Statistics,
+    ) -> u32 {
+        let key = self.ram_base + at.0;
+        if let Some(table) = &self.tables[mode.index()] {
+            let slot = table[branch_slot(key)];
+            if slot.key == key {
+                return (slot.target - self.code.base()) as u32;
+            }
+        }
+        let offset = (at.0 & PAGE_MASK) as u16;
+        let known = self.pages.get(&at.page()).and_then(|page| page.blocks.get(&(offset, mode)));
+        let entry = match known {
+            Some(&entry) => entry,
+            None => self.translate(cpu, at, mode, statistics),
+        };
+        let target = self.code.base() + u64::from(entry);
+        if self.workshop.options.links
+            && let Some(table) = &mut self.tables[mode.index()]
+        {
+            table[branch_slot(key)] = BranchSlot { key, target };
+        }
+        entry
+    }
+
+    fn translate(
+        &mut self,
+        cpu: &mut Cpu<'_>,
+        at: RamOffset,
+        mode: Mode,
+        statistics: &mut Statistics,
+    ) -> u32 {
+        let full = self.used + BLOCK_BYTES_MAX > self.code.size();
+        if full || self.sites.len() + BLOCK_BYTES_MAX > SITE_LOOKUP as usize {
+            self.flush(statistics);
+        }
+        let start = (at.0 & PAGE_MASK) as u16;
+        let mut bytes = [0; 4096];
+        cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut bytes);
+        let place = Place { origin: self.used as u32, first_site: self.sites.len() as SiteId };
+        let block = block::translate(&mut self.workshop, mode, &bytes, start, place);
+        if cpu.ram.mark_code(at, block.guest_len) {
+            cpu.vcpu.tlb.revoke_write(at.page());
+        }
+        self.code.write(self.used, &block.code);
+        self.used = (self.used + block.code.len()).next_multiple_of(ALIGNMENT);
+        self.sites.extend(block.sites);
+        self.faults.extend(block.faults);
+        statistics.blocks += 1;
+        statistics.translated += block.insns as u64;
+        statistics.code_bytes += block.code.len() as u64;
+        let generation = cpu.ram.code_generation(at.page());
+        let page = self
+            .pages
+            .entry(at.page())
+            .or_insert_with(|| Page { generation, blocks: BTreeMap::new() });
+        assert!(page.generation == generation, "stale translations were dropped before");
+        let entry = place.origin + SAVED_ENTRY;
+        page.blocks.insert((start, mode), entry);
+        entry
+    }
+
+    /// What is known about a site.
+    pub(crate) fn site(&self, id: SiteId) -> Site {
+        self.sites[id as usize]
+    }
+
+    /// The instruction whose host code is at `rip`.
+    pub(crate) fn fault_site(&self, rip: u64) -> Option<FaultSite> {
+        let offset = rip.wrapping_sub(self.code.base()) as u32;
+        let index = self.faults.partition_point(|site| site.end <= offset);
+        self.faults.get(index).copied().filter(|site| site.start <= offset)
+    }
+
+    /// Leads the jump whose displacement is at `patch` to the translation with entry `entry`.
+    pub(crate) fn link(&mut self, patch: u32, flags: Flags, entry: u32) {
+        let entry = if flags == Flags::Host { entry - SAVED_ENTRY } else { entry };
+        let displacement = i64::from(entry) - (i64::from(patch) + 4);
+        self.code.write(patch as usize, &(displacement as i32).to_le_bytes());
+    }
+}

@@ -1,0 +1,202 @@
+//! What the translator does with a guest instruction, and what the instruction does to flags.
+
+use cpu::cpuid::Model;
+use cpu::{Vcpu, cr};
+use iced_x86::{
+    Code, CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, RflagsBits,
+};
+
+/// Everything about the vCPU that a translation depends on; constant while translated code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Mode {
+    /// Which side of the TLB accesses look in.
+    pub(crate) side: u8,
+    /// SSE instructions are available.
+    pub(crate) sse: bool,
+    /// AVX instructions are available.
+    pub(crate) avx: bool,
+    /// CPL is 0.
+    pub(crate) kernel: bool,
+    /// What CPUID shows.
+    pub(crate) v3: bool,
+}
+
+impl Mode {
+    /// A small number for it.
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.side & 3)
+            | usize::from(self.sse) << 2
+            | usize::from(self.avx) << 3
+            | usize::from(self.kernel) << 4
+            | usize::from(self.v3) << 5
+    }
+
+    /// One more than the largest number.
+    pub(crate) const COUNT: usize = 64;
+
+    /// What it is now; `None` where nothing is translated.
+    pub(crate) fn of(vcpu: &Vcpu) -> Option<Mode> {
+        let mode = &vcpu.mode;
+        if mode.bits != 64 || mode.side != mode.walk_side {
+            return None;
+        }
+        let on = vcpu.cr0 & (cr::CR0_TS | cr::CR0_EM) == 0;
+        let wanted = cr::XCR0_SSE | cr::XCR0_AVX;
+        let avx = vcpu.cr4 & cr::CR4_OSXSAVE != 0 && vcpu.xcr0 & wanted == wanted;
+        Some(Mode {
+            side: mode.side,
+            sse: on && vcpu.cr4 & cr::CR4_OSFXSR != 0,
+            avx: vcpu.cr0 & cr::CR0_TS == 0 && avx,
+            kernel: vcpu.cpl == 0,
+            v3: vcpu.model == Model::V3,
+        })
+    }
+}
+
+/// The families the translator knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Nothing happens.
+    Nothing,
+    /// Ends the block: near branches.
+    Branch,
+    /// PUSH, POP and LEAVE.
+    Stack,
+    /// LEA.
+    Address,
+    /// Computes on registers and at most one memory operand.
+    Compute {
+        /// Uses vector registers or MXCSR.
+        vectors: bool,
+    },
+    /// CLI, CLD, STD, PUSHF.
+    Flags,
+    /// For the fall-back engine.
+    Step,
+}
+
+/// The six status flags in iced's bits.
+pub(crate) const STATUS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+/// What an instruction does to the status flags, as far as their place matters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FlagUse {
+    /// They must be in RFLAGS before it: it reads some, or leaves some as they are.
+    pub(crate) needs: bool,
+    /// They are in RFLAGS after it.
+    pub(crate) changes: bool,
+}
+
+/// See [`FlagUse`].
+pub(crate) fn flag_use(instruction: &Instruction) -> FlagUse {
+    use Mnemonic::*;
+    // A shift by 0 changes nothing, whatever is listed.
+    let counted = matches!(
+        instruction.mnemonic(),
+        Rcl | Rcr | Rol | Ror | Shl | Shr | Sar | Sal | Shld | Shrd
+    );
+    if counted {
+        return FlagUse { needs: true, changes: true };
+    }
+    let modified = instruction.rflags_modified() & STATUS;
+    let defined =
+        instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set();
+    // AF is undefined after these, but no processor makes it depend on what it was: it is 0.
+    let logic = matches!(instruction.mnemonic(), And | Or | Xor | Test);
+    let all = modified == STATUS && (defined & STATUS == STATUS || logic);
+    let reads = instruction.rflags_read() & STATUS != 0;
+    FlagUse { needs: reads || (modified != 0 && !all), changes: modified != 0 }
+}
+
+/// The class of an instruction in 64-bit code.
+pub(crate) fn classify(instruction: &Instruction, mode: Mode) -> Class {
+    use Mnemonic::*;
+    if instruction.is_invalid() || instruction.code_size() != CodeSize::Code64 {
+        return Class::Step;
+    }
+    match instruction.mnemonic() {
+        Nop | Pause | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta
+        | Prefetchw | Prefetch | Lfence | Sfence | Mfence => return Class::Nothing,
+        Push | Pop | Leave => return Class::Stack,
+        Lea => return Class::Address,
+        Cli if mode.kernel => return Class::Flags,
+        Cld | Std | Pushfq => return Class::Flags,
+        Jmp | Call | Ret | Loop | Loope | Loopne | Jrcxz => return branch(instruction),
+        _ if instruction.is_jcc_short_or_near() => return branch(instruction),
+        _ => {}
+    }
+    if !native::is_computation(instruction) || native::uses_x87(instruction) {
+        return Class::Step;
+    }
+    compute(instruction, mode)
+}
+
+fn branch(instruction: &Instruction) -> Class {
+    let direct = instruction.op0_kind() == OpKind::NearBranch64;
+    let wide = match instruction.op0_kind() {
+        OpKind::NearBranch64 => true,
+        OpKind::Register => instruction.op0_register().size() == 8,
+        OpKind::Memory => {
+            let far = instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect();
+            !far && instruction.memory_size().size() == 8
+        }
+        _ => matches!(instruction.code(), Code::Retnq | Code::Retnq_imm16),
+    };
+    let counts_rcx = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jrcxz
+    );
+    // With an address-size prefix these count ECX.
+    let rcx_whole = !counts_rcx || instruction.op_code().address_size() == 64;
+    if wide && rcx_whole && (!counts_rcx || direct) { Class::Branch } else { Class::Step }
+}
+
+fn compute(instruction: &Instruction, mode: Mode) -> Class {
+    use CpuidFeature::*;
+    use Mnemonic::*;
+    if matches!(
+        instruction.mnemonic(),
+        Ldmxcsr
+            | Stmxcsr
+            | Vldmxcsr
+            | Vstmxcsr
+            | Xlatb
+            | Lahf
+            | Sahf
+            | Emms
+            | Maskmovdqu
+            | Vmaskmovdqu
+    ) {
+        return Class::Step;
+    }
+    let has = |wanted: &[CpuidFeature]| {
+        instruction.cpuid_features().iter().any(|feature| wanted.contains(feature))
+    };
+    let beyond_v2 = [BMI1, BMI2, LZCNT, MOVBE, ADX, SHA, AVX, AVX2, FMA, F16C];
+    if !mode.v3 && has(&beyond_v2) {
+        return Class::Step;
+    }
+    if matches!(instruction.mnemonic(), Crc32 | Movnti) {
+        return Class::Compute { vectors: false };
+    }
+    if instruction.op_code().encoding() == EncodingKind::VEX {
+        return match has(&[BMI1, BMI2]) {
+            true => Class::Compute { vectors: false },
+            false if mode.avx => Class::Compute { vectors: true },
+            false => Class::Step,
+        };
+    }
+    if has(&[SSE, SSE2, SSE3, SSSE3, SSE4_1, SSE4_2, AES, PCLMULQDQ, SHA]) {
+        return if mode.sse { Class::Compute { vectors: true } } else { Class::Step };
+    }
+    let vector_register = (0..instruction.op_count()).any(|op| {
+        instruction.op_kind(op) == OpKind::Register
+            && instruction.op_register(op).is_vector_register()
+    });
+    if vector_register { Class::Step } else { Class::Compute { vectors: false } }
+}

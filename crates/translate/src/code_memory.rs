@@ -1,0 +1,81 @@
+//! Memory for translations: one memfd mapped twice, writable here, executable there.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use crate::TranslateError;
+
+/// The two views.
+pub(crate) struct CodeMemory {
+    writable: *mut u8,
+    executable: *const u8,
+    size: usize,
+}
+
+// SAFETY: the mappings belong to this value alone and are not bound to a thread.
+unsafe impl Send for CodeMemory {}
+
+fn map(size: usize, protection: i32, fd: i32) -> Result<*mut u8, TranslateError> {
+    // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+    let address = unsafe { libc::mmap(ptr::null_mut(), size, protection, libc::MAP_SHARED, fd, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(TranslateError::CodeMemory(io::Error::last_os_error()));
+    }
+    Ok(address.cast())
+}
+
+fn memory_file(size: usize) -> Result<OwnedFd, TranslateError> {
+    let failed = || TranslateError::CodeMemory(io::Error::last_os_error());
+    // SAFETY: the name is a C string; the call has no other precondition.
+    let fd = unsafe { libc::memfd_create(c"translations".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(failed());
+    }
+    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: no precondition beyond an open descriptor.
+    if unsafe { libc::ftruncate(file.as_raw_fd(), size as libc::off_t) } != 0 {
+        return Err(failed());
+    }
+    Ok(file)
+}
+
+impl CodeMemory {
+    pub(crate) fn new(size: usize) -> Result<CodeMemory, TranslateError> {
+        let file = memory_file(size)?;
+        let fd = file.as_raw_fd();
+        let writable = map(size, libc::PROT_READ | libc::PROT_WRITE, fd)?;
+        let executable = map(size, libc::PROT_READ | libc::PROT_EXEC, fd).inspect_err(|_| {
+            // SAFETY: mapped just above with this size; nothing refers to it.
+            unsafe { libc::munmap(writable.cast(), size) };
+        })?;
+        Ok(CodeMemory { writable, executable, size })
+    }
+
+    /// Address of the executable view.
+    pub(crate) fn base(&self) -> u64 {
+        self.executable as u64
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Puts `code` at `offset`.
+    pub(crate) fn write(&mut self, offset: usize, code: &[u8]) {
+        assert!(offset <= self.size && code.len() <= self.size - offset);
+        // SAFETY: the range is inside the writable view, asserted above; no reference to it
+        // exists, and the only thread that runs this code is the one that writes it.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(offset), code.len()) };
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        for view in [self.writable, self.executable.cast_mut()] {
+            // SAFETY: mapped in `new` with this size; nothing refers to it any more.
+            unsafe { libc::munmap(view.cast(), self.size) };
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Instructions that compute: the guest's own, its registers renamed to where they are kept and
+//! its memory operand to `[RDI]`.
+
+use cpu::Access;
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::address::number;
+use crate::assembler::Op;
+use crate::block::{Emitted, Emitter, Unsupported};
+use crate::classify::flag_use;
+use crate::layout::{GUEST_RAX, HOME, Home, host};
+use crate::site::FaultSite;
+
+/// A guest register that the instruction names, moved to a scratch register for it.
+#[derive(Clone, Copy)]
+struct Moved {
+    guest: u8,
+    to: u8,
+    load: bool,
+    store: bool,
+}
+
+/// How an instruction's registers are placed.
+struct Placing {
+    instruction: Instruction,
+    /// Guest RAX is in host RAX for the instruction.
+    natural_rax: bool,
+    moved: Vec<Moved>,
+}
+
+/// The code whose operands can be renamed.
+fn general_form(code: Code) -> Code {
+    macro_rules! forms {
+        ($($name:ident: $al:ident $ax:ident $eax:ident $rax:ident => $m8:ident $m16:ident $m32:ident
+            $m64:ident),*) => {
+            match code {
+                $(Code::$al => Code::$m8, Code::$ax => Code::$m16,
+                Code::$eax => Code::$m32, Code::$rax => Code::$m64,)*
+                Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
+                Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
+                Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
+                Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+                Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+                Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+                Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+                Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+                Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+                Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+                Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+                other => other,
+            }
+        };
+    }
+    forms! {
+        add: Add_AL_imm8 Add_AX_imm16 Add_EAX_imm32 Add_RAX_imm32
+            => Add_rm8_imm8 Add_rm16_imm16 Add_rm32_imm32 Add_rm64_imm32,
+        or: Or_AL_imm8 Or_AX_imm16 Or_EAX_imm32 Or_RAX_imm32
+            => Or_rm8_imm8 Or_rm16_imm16 Or_rm32_imm32 Or_rm64_imm32,
+        adc: Adc_AL_imm8 Adc_AX_imm16 Adc_EAX_imm32 Adc_RAX_imm32
+            => Adc_rm8_imm8 Adc_rm16_imm16 Adc_rm32_imm32 Adc_rm64_imm32,
+        sbb: Sbb_AL_imm8 Sbb_AX_imm16 Sbb_EAX_imm32 Sbb_RAX_imm32
+            => Sbb_rm8_imm8 Sbb_rm16_imm16 Sbb_rm32_imm32 Sbb_rm64_imm32,
+        and: And_AL_imm8 And_AX_imm16 And_EAX_imm32 And_RAX_imm32
+            => And_rm8_imm8 And_rm16_imm16 And_rm32_imm32 And_rm64_imm32,
+        sub: Sub_AL_imm8 Sub_AX_imm16 Sub_EAX_imm32 Sub_RAX_imm32
+            => Sub_rm8_imm8 Sub_rm16_imm16 Sub_rm32_imm32 Sub_rm64_imm32,
+        xor: Xor_AL_imm8 Xor_AX_imm16 Xor_EAX_imm32 Xor_RAX_imm32
+            => Xor_rm8_imm8 Xor_rm16_imm16 Xor_rm32_imm32 Xor_rm64_imm32,
+        cmp: Cmp_AL_imm8 Cmp_AX_imm16 Cmp_EAX_imm32 Cmp_RAX_imm32
+            => Cmp_rm8_imm8 Cmp_rm16_imm16 Cmp_rm32_imm32 Cmp_rm64_imm32,
+        test: Test_AL_imm8 Test_AX_imm16 Test_EAX_imm32 Test_RAX_imm32
+            => Test_rm8_imm8 Test_rm16_imm16 Test_rm32_imm32 Test_rm64_imm32
+    }
+}
+
+fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// Host register `to` in the size of `like`.
+fn sized(to: u8, like: Register) -> Register {
+    let to = u32::from(to);
+    match like.size() {
+        8 => Register::RAX + to,
+        4 => Register::EAX + to,
+        2 => Register::AX + to,
+        _ if to < 4 => Register::AL + to,
+        _ => Register::SPL + (to - 4),
+    }
+}
+
+/// Whether the instruction works on RAX without naming it.
+fn has_implicit_rax(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    match instruction.mnemonic() {
+        Imul => instruction.op_count() == 1,
+        Mul | Div | Idiv | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Cmpxchg | Cmpxchg8b
+        | Cmpxchg16b | Pcmpestri | Pcmpestrm | Vpcmpestri | Vpcmpestrm | Pcmpestri64
+        | Pcmpestrm64 | Vpcmpestri64 | Vpcmpestrm64 => true,
+        _ => false,
+    }
+}
+
+/// Whether the hardware may raise an exception other than a page fault.
+fn may_fault(instruction: &Instruction) -> bool {
+    let vectors = (0..instruction.op_count()).any(|op| {
+        instruction.op_kind(op) == OpKind::Register
+            && instruction.op_register(op).is_vector_register()
+    });
+    vectors
+        || !matches!(instruction.encoding(), iced_x86::EncodingKind::Legacy)
+        || matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b)
+        || format!("{:?}", instruction.mnemonic()).starts_with("Cvt")
+}
+
+fn gpr_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Register)> + '_ {
+    (0..instruction.op_count())
+        .filter(|&op| instruction.op_kind(op) == OpKind::Register)
+        .map(|op| (op, instruction.op_register(op)))
+        .filter(|(_, register)| register.is_gpr())
+}
+
+impl Emitter<'_> {
+    pub(crate) fn compute(&mut self, guest: &Instruction) -> Emitted {
+        let memory = guest.op_kinds().any(|kind| kind == OpKind::Memory);
+        let placing = self.place_registers(guest, memory)?;
+        if memory {
+            let access = self.memory_access(guest)?;
+            self.operand(guest, access)?;
+        }
+        let flags = flag_use(guest);
+        if flags.needs || placing.natural_rax {
+            self.restore_flags();
+        }
+        for moved in placing.moved.iter().filter(|moved| moved.load) {
+            self.load_home(moved.to, moved.guest);
+        }
+        if placing.natural_rax {
+            self.code.copy(host::RAX, GUEST_RAX);
+        }
+        let start = self.place();
+        self.encode(&placing.instruction)?;
+        if may_fault(guest) {
+            let (end, flags) = (self.place(), self.flags);
+            let (offset, unretired) = (self.offset, self.unretired);
+            self.faults.push(FaultSite { start, end, offset, unretired, flags });
+        }
+        if placing.natural_rax {
+            self.code.copy(GUEST_RAX, host::RAX);
+        }
+        for moved in placing.moved.iter().filter(|moved| moved.store) {
+            self.store_home(moved.to, moved.guest);
+        }
+        if flags.changes {
+            self.flags = crate::layout::Flags::Host;
+        }
+        Ok(())
+    }
+
+    fn load_home(&mut self, to: u8, guest: u8) {
+        match HOME[usize::from(guest)] {
+            Home::Host(from) => self.code.copy(to, from),
+            Home::Word(word) => self.code.op_word(Op::Load, to, word),
+        }
+    }
+
+    fn store_home(&mut self, from: u8, guest: u8) {
+        match HOME[usize::from(guest)] {
+            Home::Host(to) => self.code.copy(to, from),
+            Home::Word(word) => self.code.op_word(Op::Store, from, word),
+        }
+    }
+
+    fn encode(&mut self, instruction: &Instruction) -> Emitted {
+        let encoder = &mut self.workshop.encoder;
+        let result = encoder.encode(instruction, 0);
+        let mut bytes = encoder.take_buffer();
+        if result.is_ok() {
+            self.code.put(&bytes);
+        }
+        bytes.clear();
+        encoder.set_buffer(bytes);
+        result.map(|_| ()).map_err(|_| Unsupported)
+    }
+
+    fn memory_access(&mut self, guest: &Instruction) -> Result<Access, Unsupported> {
+        let bit_string = guest.op1_kind() == OpKind::Register
+            && matches!(
+                guest.mnemonic(),
+                Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+            );
+        let info = self.workshop.factory.info(guest);
+        let [used] = info.used_memory() else { return Err(Unsupported) };
+        if bit_string {
+            return Err(Unsupported);
+        }
+        match used.access() {
+            OpAccess::Read | OpAccess::CondRead => Ok(Access::Read),
+            OpAccess::None | OpAccess::NoMemAccess => Err(Unsupported),
+            _ => Ok(Access::Write),
+        }
+    }
+
+    fn place_registers(
+        &mut self,
+        guest: &Instruction,
+        memory: bool,
+    ) -> Result<Placing, Unsupported> {
+        let mut instruction = *guest;
+        instruction.set_code(general_form(guest.code()));
+        instruction.set_segment_prefix(Register::None);
+        instruction.set_has_lock_prefix(false);
+        instruction.set_has_rep_prefix(false);
+        instruction.set_has_repne_prefix(false);
+        instruction.set_has_xacquire_prefix(false);
+        instruction.set_has_xrelease_prefix(false);
+        if memory {
+            instruction.set_memory_base(Register::RDI);
+            instruction.set_memory_index(Register::None);
+            instruction.set_memory_index_scale(1);
+            instruction.set_memory_displacement64(0);
+            instruction.set_memory_displ_size(0);
+        }
+        let high_byte = gpr_operands(guest).any(|(_, register)| is_high_byte(register));
+        let names_rax = gpr_operands(guest).any(|(_, register)| number(register) == 0);
+        let natural_rax = has_implicit_rax(guest) || (high_byte && names_rax);
+        let mut placing = Placing { instruction, natural_rax, moved: Vec::new() };
+        let mut scratch = [host::RSI, host::RDI][..if memory { 1 } else { 2 }].iter().copied();
+        for (op, register) in gpr_operands(guest) {
+            if is_high_byte(register) {
+                continue;
+            }
+            let access = self.workshop.factory.info(guest).op_access(op);
+            let to = placing.place(register, access, high_byte, &mut scratch, guest)?;
+            placing.instruction.set_op_register(op, sized(to, register));
+        }
+        Ok(placing)
+    }
+}
+
+impl Placing {
+    /// The host register for an operand.
+    fn place(
+        &mut self,
+        register: Register,
+        access: OpAccess,
+        high_byte: bool,
+        scratch: &mut dyn Iterator<Item = u8>,
+        guest: &Instruction,
+    ) -> Result<u8, Unsupported> {
+        let home = HOME[usize::from(number(register))];
+        match home {
+            Home::Host(GUEST_RAX) if self.natural_rax => return Ok(host::RAX),
+            Home::Host(home) if !high_byte || home < 4 => return Ok(home),
+            _ => {}
+        }
+        if high_byte && register.size() == 1 {
+            return Err(Unsupported);
+        }
+        let keeps = matches!(guest.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+        let load = access != OpAccess::Write || register.size() < 4 || keeps;
+        let store = access != OpAccess::Read && access != OpAccess::CondRead;
+        let same = self.moved.iter_mut().find(|moved| moved.guest == number(register));
+        if let Some(moved) = same {
+            moved.load |= load;
+            moved.store |= store;
+            return Ok(moved.to);
+        }
+        let to = scratch.next().ok_or(Unsupported)?;
+        self.moved.push(Moved { guest: number(register), to, load, store });
+        Ok(to)
+    }
+}

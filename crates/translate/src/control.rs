@@ -1,0 +1,182 @@
+//! Near branches.
+
+use cpu::{Access, tlb};
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
+
+use crate::address::number;
+use crate::assembler::Op;
+use crate::block::{Emitted, Emitter, Unsupported};
+use crate::layout::{self, GUEST_RSP, HOME, Home, host};
+
+/// The condition as encoded.
+fn condition_number(code: ConditionCode) -> Option<u8> {
+    use ConditionCode::*;
+    [o, no, b, ae, e, ne, be, a, s, ns, p, np, l, ge, le, g]
+        .iter()
+        .position(|&known| known == code)
+        .map(|position| position as u8)
+}
+
+impl Emitter<'_> {
+    pub(crate) fn branch(&mut self, instruction: &Instruction) -> Emitted {
+        let direct = instruction.op0_kind() == OpKind::NearBranch64;
+        let target = instruction.near_branch_target() as i64;
+        match instruction.mnemonic() {
+            Mnemonic::Jmp if direct => self.link(None, target),
+            Mnemonic::Call if direct => self.call_direct(target),
+            Mnemonic::Jmp => {
+                self.target(instruction)?;
+                self.arrive();
+                Ok(())
+            }
+            Mnemonic::Call => self.call_indirect(instruction),
+            Mnemonic::Ret => self.ret(instruction),
+            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jrcxz => {
+                self.count(instruction, target)
+            }
+            _ => {
+                let condition = condition_number(instruction.condition_code());
+                self.restore_flags();
+                self.link(Some(condition.ok_or(Unsupported)?), target)?;
+                self.link(None, i64::from(self.next))
+            }
+        }
+    }
+
+    /// LOOP and its kin: run as they are, for targets in the page.
+    fn count(&mut self, instruction: &Instruction, target: i64) -> Emitted {
+        if !(0..4096).contains(&target) || self.next >= 4096 {
+            return Err(Unsupported);
+        }
+        self.restore_flags();
+        let opcode = match instruction.mnemonic() {
+            Mnemonic::Loopne => 0xe0,
+            Mnemonic::Loope => 0xe1,
+            Mnemonic::Loop => 0xe2,
+            _ => 0xe3,
+        };
+        self.code.put(&[opcode, 5]); // over the jump that follows
+        self.link(None, i64::from(self.next))?;
+        self.link(None, target)
+    }
+
+    /// Linear address of `target` from the page's start to `to`.
+    fn linear(&mut self, to: u8, target: i32) {
+        self.code.op_word(Op::Load, to, layout::PAGE);
+        self.code.lea(to, to, target);
+    }
+
+    /// To a fixed target in another page; flags are in AX.
+    pub(crate) fn go_far(&mut self, target: i32) {
+        let resume = self.place();
+        self.linear(host::RDI, target);
+        self.check(Access::Exec, 1, resume);
+        self.arrive();
+    }
+
+    /// Into the page of the entry at RSI, offset RDI.
+    fn arrive(&mut self) {
+        self.add_page();
+        self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
+        self.code.op_word(Op::Store, host::RSI, layout::PAGE);
+        let at = self.code.jump();
+        self.bind_outside(at, self.workshop.trampolines.branch);
+    }
+
+    /// The target of an indirect branch, looked up: offset in its page to RDI, entry to RSI.
+    fn target(&mut self, instruction: &Instruction) -> Emitted {
+        self.save_flags();
+        let resume = self.place();
+        self.target_address(instruction)?;
+        self.check(Access::Exec, 1, resume);
+        Ok(())
+    }
+
+    /// The target of an indirect branch to RDI.
+    fn target_address(&mut self, instruction: &Instruction) -> Emitted {
+        if instruction.op0_kind() == OpKind::Memory {
+            self.operand(instruction, Access::Read)?;
+            self.code.op_memory(Op::Load, host::RDI, host::RDI, 0);
+        } else {
+            match HOME[usize::from(number(instruction.op0_register()))] {
+                Home::Host(register) => self.code.copy(host::RDI, register),
+                Home::Word(word) => self.code.op_word(Op::Load, host::RDI, word),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks up where a call pushes its return address, before the target is looked up: the order
+    /// in which accessed and dirty bits are set, if one of them faults. To TEMPORARY.
+    fn place_of_return(&mut self, resume: u32) -> Emitted {
+        self.code.lea(host::RDI, GUEST_RSP, -8);
+        self.lookup(Access::Write, 8, resume)?;
+        self.code.op_word(Op::Store, host::RDI, layout::TEMPORARY);
+        Ok(())
+    }
+
+    /// Stores the return address where `place_of_return` says.
+    fn push_return(&mut self) {
+        self.linear(host::RSI, i32::from(self.next));
+        self.code.op_word(Op::Load, host::RDI, layout::TEMPORARY);
+        self.code.op_memory(Op::Store, host::RSI, host::RDI, 0);
+        self.code.lea(GUEST_RSP, GUEST_RSP, -8);
+    }
+
+    fn call_direct(&mut self, target: i64) -> Emitted {
+        self.save_flags();
+        let resume = self.place();
+        self.place_of_return(resume)?;
+        if (0..4096).contains(&target) {
+            self.push_return();
+            return self.link(None, target);
+        }
+        let target = i32::try_from(target).map_err(|_| Unsupported)?;
+        self.linear(host::RDI, target);
+        self.check(Access::Exec, 1, resume);
+        self.call_looked_up();
+        Ok(())
+    }
+
+    fn call_indirect(&mut self, instruction: &Instruction) -> Emitted {
+        self.save_flags();
+        let resume = self.place();
+        self.target_address(instruction)?;
+        self.code.op_word(Op::Store, host::RDI, layout::TARGET);
+        self.place_of_return(resume)?;
+        self.code.op_word(Op::Load, host::RDI, layout::TARGET);
+        self.check(Access::Exec, 1, resume);
+        self.call_looked_up();
+        Ok(())
+    }
+
+    /// The rest of a call whose target is at offset RDI in the page of entry RSI.
+    fn call_looked_up(&mut self) {
+        self.add_page();
+        self.code.op_word(Op::Store, host::RDI, layout::TARGET);
+        self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
+        self.code.op_word(Op::Store, host::RSI, layout::NEXT_PAGE);
+        self.push_return();
+        self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
+        self.code.op_word(Op::Store, host::RSI, layout::PAGE);
+        self.code.op_word(Op::Load, host::RDI, layout::TARGET);
+        let at = self.code.jump();
+        self.bind_outside(at, self.workshop.trampolines.branch);
+    }
+
+    fn ret(&mut self, instruction: &Instruction) -> Emitted {
+        let dropped = match instruction.op0_kind() {
+            OpKind::Immediate16 => i32::from(instruction.immediate16()),
+            _ => 0,
+        };
+        self.save_flags();
+        let resume = self.place();
+        self.code.copy(host::RDI, GUEST_RSP);
+        self.lookup(Access::Read, 8, resume)?;
+        self.code.op_memory(Op::Load, host::RDI, host::RDI, 0);
+        self.check(Access::Exec, 1, resume);
+        self.code.lea(GUEST_RSP, GUEST_RSP, 8 + dropped);
+        self.arrive();
+        Ok(())
+    }
+}

@@ -1,0 +1,447 @@
+//! In and out of the code cache: the engine.
+
+use std::mem::size_of;
+
+use cpu::tlb::layout as tlb;
+use cpu::{
+    Access, Activity, Cpu, Engine, Exit, Place, Registers, Seg, Shadow, StatusFlags, Vcpu, gpr,
+};
+use iced_x86::Mnemonic;
+use memory::RamOffset;
+use types::{PAGE_MASK, PAGE_SIZE};
+
+use crate::TranslateError;
+use crate::cache::Cache;
+use crate::classify::Mode;
+use crate::layout::{self, Flags};
+use crate::options::Options;
+use crate::site::{SITE_FAULT, SITE_LOOKUP, Site, SiteId, Why};
+use crate::statistics::Statistics;
+
+/// Dispatches after which control goes back even if nothing happened.
+const DISPATCHES_MAX: u32 = 1 << 16;
+/// Branches the fall-back engine runs at a time where nothing is translated.
+const FOREIGN_BRANCHES: u64 = 64;
+/// TLB fills for one instruction before the fall-back engine executes it.
+const FILLS_IN_A_ROW_MAX: u32 = 4;
+const MNEMONICS: usize = 4096;
+const HOST_MXCSR: u64 = 0x1f80;
+
+/// Reasons for a fall-back step other than the instruction itself.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+enum Reason {
+    Fetch,
+    Inhibited,
+    Miss,
+    Target,
+    Fault,
+}
+
+const REASONS: [&str; 5] =
+    ["(fetch)", "(between instructions)", "(access)", "(branch target)", "(exception)"];
+
+/// The words beside the TLB.
+#[derive(Clone, Copy)]
+struct Words(*mut u8);
+
+impl Words {
+    fn get(self, displacement: i32) -> u64 {
+        assert!((0..size_of_block()).contains(&(displacement as usize)));
+        // SAFETY: the displacement is that of a word of the TLB's block, which the vCPU of the
+        // current run owns; generated code, which writes it too, is not running.
+        unsafe { self.0.add(displacement as usize).cast::<u64>().read() }
+    }
+
+    fn set(self, displacement: i32, value: u64) {
+        assert!((0..size_of_block()).contains(&(displacement as usize)));
+        // SAFETY: as in `get`.
+        unsafe { self.0.add(displacement as usize).cast::<u64>().write(value) }
+    }
+}
+
+const fn size_of_block() -> usize {
+    tlb::SCRATCH + tlb::SCRATCH_WORDS * size_of::<u64>() - 7
+}
+
+/// The translating engine.
+pub struct Translator {
+    cache: Cache,
+    fallback: Box<dyn Engine>,
+    options: Options,
+    statistics: Statistics,
+    steps: Box<[u64]>,
+    reasons: [u64; REASONS.len()],
+    dispatches: u64,
+    instructions: u64,
+    /// Where translated code was resumed after the last TLB fill, and how often there.
+    filled_for: u32,
+    fills_in_a_row: u32,
+}
+
+// SAFETY: everything is owned; code memory and tables are not bound to a thread, and the host's GS
+// base is set anew by each run.
+unsafe impl Send for Translator {}
+
+/// What to do after leaving translated code.
+enum Next {
+    /// Enter again at this offset in code memory.
+    Enter(u32),
+    /// The vCPU is at an instruction boundary; look around.
+    Boundary,
+}
+
+impl Translator {
+    /// A translator that leaves to `fallback` what it does not translate.
+    ///
+    /// # Errors
+    /// When the host CPU lacks instructions of the model, or code memory cannot be mapped.
+    pub fn new(fallback: Box<dyn Engine>, options: Options) -> Result<Translator, TranslateError> {
+        native::support()?;
+        Ok(Translator {
+            cache: Cache::new(options)?,
+            fallback,
+            options,
+            statistics: Statistics::default(),
+            steps: vec![0; MNEMONICS].into_boxed_slice(),
+            reasons: [0; REASONS.len()],
+            dispatches: 0,
+            instructions: 0,
+            filled_for: 0,
+            fills_in_a_row: 0,
+        })
+    }
+
+    /// Instructions that the fall-back engine executed, by reason, most frequent first.
+    fn fallbacks(&self) -> Vec<(String, u64)> {
+        let mnemonics = Mnemonic::values().map(|mnemonic| {
+            (format!("{mnemonic:?}").to_lowercase(), self.steps[mnemonic as usize])
+        });
+        let reasons = REASONS.into_iter().map(str::to_owned).zip(self.reasons);
+        let mut steps: Vec<_> = mnemonics.chain(reasons).filter(|(_, count)| *count != 0).collect();
+        steps.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), name.clone()));
+        steps.into_iter().map(|(name, count)| (format!("fall-back {name}"), count)).collect()
+    }
+
+    fn step_for(&mut self, cpu: &mut Cpu<'_>, reason: Reason) {
+        self.reasons[reason as usize] += 1;
+        self.fall_back(cpu);
+    }
+
+    /// One instruction by the fall-back engine, which ends an interrupt shadow: then an interrupt
+    /// that was held back may be delivered.
+    fn fall_back(&mut self, cpu: &mut Cpu<'_>) {
+        let inhibited = cpu.vcpu.pending.shadow != Shadow::None;
+        self.fallback.step(cpu);
+        if inhibited && cpu.vcpu.pending.shadow == Shadow::None {
+            cpu.vcpu.attention = true;
+        }
+    }
+
+    /// The instruction for which a translation left.
+    fn step_instruction(&mut self, cpu: &mut Cpu<'_>, mnemonic: u16) {
+        self.steps[mnemonic as usize % MNEMONICS] += 1;
+        if is_string(mnemonic) {
+            // All iterations at once, and what follows up to the next branch.
+            let until = cpu.vcpu.branches + 1;
+            self.fallback.run(cpu, until);
+        } else {
+            self.fall_back(cpu);
+        }
+    }
+
+    /// What lies between instructions, or code of a kind that is not translated.
+    fn run_foreign(&mut self, cpu: &mut Cpu<'_>, until: u64) {
+        if cpu.vcpu.needs_step() {
+            self.step_for(cpu, Reason::Inhibited);
+        } else {
+            let until = until.min(cpu.vcpu.branches + FOREIGN_BRANCHES);
+            self.fallback.run(cpu, until);
+        }
+    }
+
+    fn dispatch(&mut self, cpu: &mut Cpu<'_>, until: u64) {
+        let mode = match Mode::of(cpu.vcpu) {
+            Some(mode) if !cpu.vcpu.needs_step() => mode,
+            _ => return self.run_foreign(cpu, until),
+        };
+        self.cache.sync(cpu.ram, &mut self.statistics);
+        self.dispatches += 1;
+        let every = self.options.flush_every;
+        if every != 0 && self.dispatches.is_multiple_of(every) {
+            self.cache.flush(&mut self.statistics);
+        }
+        let rip = cpu.vcpu.regs.rip();
+        match self.lookup(cpu, mode, rip) {
+            Some(entry) => self.execute(cpu, until, mode, entry),
+            None => self.step_for(cpu, Reason::Fetch),
+        }
+    }
+
+    /// The translation of the code at linear address `rip`, unless fetching there raises
+    /// something or it is not RAM.
+    fn lookup(&mut self, cpu: &mut Cpu<'_>, mode: Mode, rip: u64) -> Option<u32> {
+        let side = cpu.vcpu.mode.walk_side;
+        let at = match cpu.vcpu.tlb.lookup_exec(side, rip) {
+            Some(at) => RamOffset(at),
+            None if !cpu.is_valid_linear(rip) => return None,
+            None => match cpu.translate(side, rip, Access::Exec) {
+                Ok(Place::Ram(at)) => at,
+                _ => return None,
+            },
+        };
+        self.statistics.lookups += 1;
+        Some(self.cache.get(cpu, at, mode, &mut self.statistics))
+    }
+
+    /// Runs translated code from `entry` until it must be left.
+    fn execute(&mut self, cpu: &mut Cpu<'_>, until: u64, mode: Mode, entry: u32) {
+        let words = Words(cpu.vcpu.tlb.block());
+        words.set(layout::BUDGET, until - cpu.vcpu.branches);
+        words.set(layout::PAGE, cpu.vcpu.regs.rip() & !PAGE_MASK);
+        words.set(layout::FS_BASE, cpu.vcpu.mode.bases[Seg::Fs as usize]);
+        words.set(layout::GS_BASE, cpu.vcpu.mode.bases[Seg::Gs as usize]);
+        words.set(layout::INSTRUCTIONS, 0);
+        words.set(layout::VECTORS, 0);
+        let mut entry = entry;
+        loop {
+            words.set(layout::BRANCH_TABLE, self.cache.table(mode));
+            self.statistics.entries += 1;
+            enter(&self.cache, &mut cpu.vcpu.regs, entry);
+            let mut leaving = Leaving { cpu, until, mode, words };
+            match self.leave(&mut leaving) {
+                Next::Enter(next) => entry = next,
+                Next::Boundary => break,
+            }
+        }
+        self.instructions += words.get(layout::INSTRUCTIONS);
+    }
+
+    fn leave(&mut self, leaving: &mut Leaving<'_, '_>) -> Next {
+        let id = leaving.words.get(layout::EXIT_SITE) as SiteId;
+        match id {
+            SITE_LOOKUP => {
+                let page = leaving.words.get(layout::PAGE);
+                let rip = page + (leaving.words.get(layout::EXIT_ADDRESS) & PAGE_MASK);
+                leaving.settle(rip, false);
+                self.go_on(leaving, rip)
+            }
+            SITE_FAULT => {
+                self.recover(leaving);
+                Next::Boundary
+            }
+            _ => {
+                let site = self.cache.site(id);
+                self.leave_by(leaving, site)
+            }
+        }
+    }
+
+    /// Whether another fill can help: two pages of one instruction may displace each other.
+    fn may_fill(&mut self, resume: u32) -> bool {
+        let again = std::mem::replace(&mut self.filled_for, resume) == resume;
+        self.fills_in_a_row = if again { self.fills_in_a_row + 1 } else { 0 };
+        if self.fills_in_a_row < FILLS_IN_A_ROW_MAX {
+            return true;
+        }
+        self.filled_for = 0;
+        false
+    }
+
+    /// On to the translation at `rip`, if blocks may follow each other.
+    fn go_on(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64) -> Next {
+        if !self.options.links {
+            return Next::Boundary;
+        }
+        match self.lookup(leaving.cpu, leaving.mode, rip) {
+            Some(entry) => Next::Enter(entry),
+            None => Next::Boundary,
+        }
+    }
+
+    fn leave_by(&mut self, leaving: &mut Leaving<'_, '_>, site: Site) -> Next {
+        if let Why::Miss { access, size, resume } = site.why
+            && self.may_fill(resume)
+            && leaving.fill(access, u64::from(size))
+        {
+            self.statistics.fills += 1;
+            return Next::Enter(resume);
+        }
+        let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
+        leaving.settle(rip, site.unretired);
+        match site.why {
+            Why::Budget | Why::Goto => {}
+            Why::Step(mnemonic) => self.step_instruction(leaving.cpu, mnemonic),
+            Why::Miss { access: Access::Exec, .. } => self.step_for(leaving.cpu, Reason::Target),
+            Why::Miss { .. } => self.step_for(leaving.cpu, Reason::Miss),
+            Why::Link { patch, flags } => return self.link(leaving, rip, patch, flags),
+        }
+        Next::Boundary
+    }
+
+    /// To the block at `rip` in the same page; the jump that led here leads there from now on.
+    fn link(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, patch: u32, flags: Flags) -> Next {
+        let epoch = self.cache.epoch;
+        let next = self.go_on(leaving, rip);
+        if let Next::Enter(entry) = next
+            && self.cache.epoch == epoch
+        {
+            self.cache.link(patch, flags, entry);
+            self.statistics.links += 1;
+        }
+        next
+    }
+
+    /// The hardware raised an exception: the instruction is executed again by the fall-back engine.
+    fn recover(&mut self, leaving: &mut Leaving<'_, '_>) {
+        let rip = leaving.words.get(layout::FAULT_RIP);
+        let Some(site) = self.cache.fault_site(rip) else {
+            panic!("host fault at {rip:#x} in a translation, at no known instruction");
+        };
+        if site.flags == Flags::Host {
+            let flags = leaving.words.get(layout::FAULT_FLAGS);
+            leaving.cpu.vcpu.regs.status = StatusFlags::from_rflags(flags);
+        }
+        let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
+        leaving.settle(rip, site.unretired);
+        self.step_for(leaving.cpu, Reason::Fault);
+    }
+}
+
+/// A vCPU that just left translated code.
+struct Leaving<'a, 'c> {
+    cpu: &'a mut Cpu<'c>,
+    until: u64,
+    mode: Mode,
+    words: Words,
+}
+
+impl Leaving<'_, '_> {
+    /// Makes RIP and the branch count right.
+    fn settle(&mut self, rip: u64, unretired: bool) {
+        self.cpu.vcpu.regs.gpr[gpr::RIP] = rip;
+        let left = self.words.get(layout::BUDGET).wrapping_add(u64::from(unretired));
+        self.cpu.vcpu.branches = self.until - left;
+    }
+
+    /// Caches the walk for the access that missed; false if only the fall-back engine can do it.
+    fn fill(&mut self, access: Access, size: u64) -> bool {
+        let side = self.cpu.vcpu.mode.walk_side;
+        let field = match access {
+            Access::Read => tlb::READ,
+            Access::Write => tlb::WRITE,
+            Access::Exec => tlb::EXEC,
+        };
+        let entry = tlb::side(side) + self.words.get(layout::EXIT_INDEX) as usize;
+        let tag = self.words.get((entry + field) as i32);
+        let gva = self.words.get(layout::EXIT_ADDRESS) ^ tag;
+        if (gva & PAGE_MASK) + size > PAGE_SIZE || !self.cpu.is_valid_linear(gva) {
+            return false;
+        }
+        let Ok(Place::Ram(_)) = self.cpu.translate(side, gva, access) else { return false };
+        let tlb = &self.cpu.vcpu.tlb;
+        match access {
+            Access::Read => tlb.lookup_read(side, gva).is_some(),
+            Access::Write => tlb.lookup_write(side, gva).is_some(),
+            Access::Exec => tlb.lookup_exec(side, gva).is_some(),
+        }
+    }
+}
+
+fn enter(cache: &Cache, registers: &mut Registers, entry: u32) {
+    let (base, at) = (cache.base(), cache.trampolines().enter);
+    // SAFETY: `enter` is the trampoline's address in the executable view, with this signature;
+    // `entry` is the offset of a translation's entry or resumption; the host's GS base is the
+    // block of the vCPU whose registers these are (`prepare`). Generated code keeps the contract
+    // of `layout`: it touches registers, the block and RAM the TLB leads to, and returns.
+    unsafe {
+        let code: extern "sysv64" fn(*mut Registers, u64) =
+            std::mem::transmute(base + u64::from(at));
+        code(registers, base + u64::from(entry));
+    }
+}
+
+fn is_string(mnemonic: u16) -> bool {
+    use Mnemonic::*;
+    const STRINGS: [Mnemonic; 15] = [
+        Movsb, Movsw, Movsd, Movsq, Stosb, Stosw, Stosd, Stosq, Lodsb, Scasb, Scasw, Scasd, Scasq,
+        Cmpsb, Cmpsq,
+    ];
+    STRINGS.iter().any(|&string| string as u16 == mnemonic)
+}
+
+/// Why the engine must stop before the next instruction, if it must.
+fn boundary(vcpu: &Vcpu, until: u64) -> Option<Exit> {
+    match vcpu.activity {
+        Activity::Running => {}
+        Activity::Halted => return Some(Exit::Halted),
+        Activity::Shutdown => return Some(Exit::Shutdown),
+    }
+    if vcpu.attention {
+        return Some(Exit::Attention);
+    }
+    (vcpu.branches >= until).then_some(Exit::Reached)
+}
+
+/// Makes TLB and GS base ready for generated code.
+fn prepare(cpu: &mut Cpu<'_>) {
+    cpu.vcpu.tlb.set_bias(cpu.ram.base().as_ptr() as u64);
+    let block = cpu.vcpu.tlb.block();
+    Words(block).set(layout::HOST_MXCSR, HOST_MXCSR);
+    set_gs_base(block as u64);
+}
+
+fn set_gs_base(base: u64) {
+    /// AT_HWCAP2 bit: the kernel lets programs set segment bases by instruction.
+    const FSGSBASE: u64 = 1 << 1;
+    const ARCH_SET_GS: i32 = 0x1001;
+    // SAFETY: nothing in this process uses GS but generated code: the ABI keeps thread-local
+    // storage in FS.
+    unsafe {
+        if libc::getauxval(libc::AT_HWCAP2) & FSGSBASE != 0 {
+            std::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags));
+        } else {
+            libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base);
+        }
+    }
+}
+
+impl Engine for Translator {
+    fn run(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
+        prepare(cpu);
+        cpu.vcpu.attention = false;
+        for _ in 0..DISPATCHES_MAX {
+            if let Some(exit) = boundary(cpu.vcpu, until) {
+                return exit;
+            }
+            self.dispatch(cpu, until);
+        }
+        Exit::Yielded
+    }
+
+    /// By the fall-back engine, unless blocks are of one instruction and not linked: then by
+    /// translation.
+    fn step(&mut self, cpu: &mut Cpu<'_>) -> Exit {
+        if self.options.block_insns_max != 1 || self.options.links {
+            return self.fallback.step(cpu);
+        }
+        prepare(cpu);
+        cpu.vcpu.attention = false;
+        self.dispatch(cpu, u64::MAX);
+        boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
+    }
+
+    fn instructions(&self) -> u64 {
+        self.fallback.instructions() + self.instructions
+    }
+
+    fn counters(&self) -> Vec<(String, u64)> {
+        let mut counters = self.statistics.counters();
+        counters.extend(self.fallbacks());
+        counters
+    }
+
+    fn name(&self) -> &'static str {
+        "translate"
+    }
+}

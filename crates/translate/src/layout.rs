@@ -1,0 +1,124 @@
+//! The contract of generated code: what lives where while it runs.
+//!
+//! ```text
+//! host GS base   the TLB's block: entries, then the words below (`word`)
+//! host RSP       the host's stack; nothing is pushed but exit numbers
+//! host RAX       the guest's status flags as LAHF and SETO leave them, or nothing ([`Flags`])
+//! host RDI, RSI  scratch: the address of an access and its TLB index
+//! other twelve   guest registers, see [`HOME`]; four guest registers are kept in words
+//! host YMM0..15  the guest's, and MXCSR too, if the word VECTORS is 1
+//! ```
+//! Every translation is entered with the flags in AX (or at its other entry, in RFLAGS); it may
+//! leave only through `trampoline`'s exit, with the number of a site pushed. The word BUDGET
+//! counts the branches that may still retire; a block that ends in a branch takes its own off
+//! when it is entered.
+
+use cpu::tlb::layout as tlb;
+
+/// Host register numbers.
+pub(crate) mod host {
+    pub(crate) const RAX: u8 = 0;
+    pub(crate) const RCX: u8 = 1;
+    pub(crate) const RDX: u8 = 2;
+    pub(crate) const RBX: u8 = 3;
+    pub(crate) const RBP: u8 = 5;
+    pub(crate) const RSI: u8 = 6;
+    pub(crate) const RDI: u8 = 7;
+}
+
+/// Where a guest register is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// In a host register.
+    Host(u8),
+    /// In a word beside the TLB.
+    Word(i32),
+}
+
+/// GS-relative displacement of word `index`.
+pub(crate) const fn word(index: usize) -> i32 {
+    assert!(index < tlb::SCRATCH_WORDS);
+    (tlb::SCRATCH + 8 * index) as i32
+}
+
+/// Branches that may still retire.
+pub(crate) const BUDGET: i32 = word(0);
+/// Linear address of the page whose code runs.
+pub(crate) const PAGE: i32 = word(1);
+/// Address of the guest's `Registers`.
+pub(crate) const REGISTERS: i32 = word(2);
+/// Address of the table of indirect branches for the current mode.
+pub(crate) const BRANCH_TABLE: i32 = word(3);
+/// 1 once the host's vector registers and MXCSR are the guest's; kept when translated code is left
+/// for a moment, so that they are loaded again.
+pub(crate) const VECTORS: i32 = word(4);
+/// Bases of FS and GS.
+pub(crate) const FS_BASE: i32 = word(5);
+pub(crate) const GS_BASE: i32 = word(6);
+/// Free within one instruction, but not across a miss.
+pub(crate) const TEMPORARY: i32 = word(7);
+/// Page and host address of a call's target while its return address is pushed.
+pub(crate) const NEXT_PAGE: i32 = word(8);
+/// Number of the site that was left by, and RDI and RSI there.
+pub(crate) const EXIT_SITE: i32 = word(9);
+pub(crate) const EXIT_ADDRESS: i32 = word(10);
+pub(crate) const EXIT_INDEX: i32 = word(11);
+/// RIP and RFLAGS of a hardware exception.
+pub(crate) const FAULT_RIP: i32 = word(12);
+pub(crate) const FAULT_FLAGS: i32 = word(13);
+/// The host's MXCSR.
+pub(crate) const HOST_MXCSR: i32 = word(14);
+/// Instructions begun, if they are counted.
+pub(crate) const INSTRUCTIONS: i32 = word(15);
+pub(crate) const TARGET: i32 = word(20);
+const SPILLED: usize = 16;
+
+/// Where each guest register is kept, by its number.
+pub(crate) const HOME: [Home; 16] = [
+    Home::Host(10),                // RAX
+    Home::Host(host::RCX),         // RCX
+    Home::Host(host::RDX),         // RDX
+    Home::Host(host::RBX),         // RBX
+    Home::Host(11),                // RSP
+    Home::Host(host::RBP),         // RBP
+    Home::Host(14),                // RSI
+    Home::Host(15),                // RDI
+    Home::Host(8),                 // R8
+    Home::Host(9),                 // R9
+    Home::Word(word(SPILLED)),     // R10
+    Home::Word(word(SPILLED + 1)), // R11
+    Home::Host(12),                // R12
+    Home::Host(13),                // R13
+    Home::Word(word(SPILLED + 2)), // R14
+    Home::Word(word(SPILLED + 3)), // R15
+];
+
+/// The host registers of guest RAX and RSP.
+pub(crate) const GUEST_RAX: u8 = 10;
+pub(crate) const GUEST_RSP: u8 = 11;
+
+/// Where the guest's status flags are at a point of a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flags {
+    /// In RFLAGS.
+    Host,
+    /// In AX: OF in AL, the rest in AH.
+    Saved,
+}
+
+/// Slots of a table of indirect branches; a power of two.
+pub(crate) const BRANCH_SLOTS: usize = 1 << 14;
+
+/// One slot: the host address of a target's first byte, and of its translation.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct BranchSlot {
+    pub(crate) key: u64,
+    pub(crate) target: u64,
+}
+
+/// The slot of a target; `trampoline` has the same in code.
+pub(crate) fn branch_slot(key: u64) -> usize {
+    let low = key as u32;
+    ((low ^ (low >> 13)) as usize) & (BRANCH_SLOTS - 1)
+}

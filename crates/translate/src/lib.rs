@@ -1,0 +1,51 @@
+//! The translating engine: guest code is rewritten block by block into host code that keeps the
+//! guest's registers in the host's and looks every address up in the software TLB.
+//!
+//! Invariants: whatever is not translated, and whatever a fast path cannot do (faults, devices,
+//! watched pages, page crossings), is executed by the fall-back engine, one instruction at a
+//! time, from a state that is exactly the guest's before that instruction; so the two engines
+//! agree at every execution point. No page is ever writable and executable at once through one
+//! mapping. The contract of generated code is in [`layout`]; docs/translator.md explains.
+
+// UNSAFETY: this crate generates machine code, jumps to it, and handles its signals.
+#![allow(unsafe_code)]
+
+mod address;
+mod assembler;
+mod block;
+mod cache;
+mod classify;
+mod code_memory;
+mod compute;
+mod control;
+mod dispatch;
+mod layout;
+mod options;
+mod recover;
+mod site;
+mod stack;
+mod statistics;
+mod trampoline;
+
+pub use dispatch::Translator;
+pub use options::Options;
+
+/// Why a translator cannot be had on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum TranslateError {
+    /// The host CPU or its code memory will not do.
+    #[error(transparent)]
+    Native(#[from] native::NativeError),
+    /// Code memory could not be mapped.
+    #[error("cannot map code memory for translations: {0}")]
+    CodeMemory(#[source] std::io::Error),
+    /// Signal handlers could not be installed.
+    #[error("cannot install the handler of hardware exceptions: {0}")]
+    Signal(#[source] std::io::Error),
+    /// More translators at once than the handler can watch.
+    #[error("too many translators in one process (at most {max})")]
+    TooMany {
+        /// The limit.
+        max: usize,
+    },
+}

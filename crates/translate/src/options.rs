@@ -1,0 +1,31 @@
+//! Knobs. None of them changes what the guest sees; the tests turn them to prove it.
+
+/// How a [`crate::Translator`] works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of code memory; when they are used up, all translations are dropped.
+    pub cache_size: usize,
+    /// Longest block, guest instructions.
+    pub block_insns_max: usize,
+    /// Direct branches go from translation to translation.
+    pub links: bool,
+    /// Stress: drop all translations after so many dispatches; 0 is never.
+    pub flush_every: u64,
+    /// Stress: every memory access takes the slow path, which is the fall-back engine.
+    pub always_slow: bool,
+    /// Count instructions begun (costs a little in each block).
+    pub count_instructions: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            cache_size: 64 << 20,
+            block_insns_max: 64,
+            links: true,
+            flush_every: 0,
+            always_slow: false,
+            count_instructions: false,
+        }
+    }
+}

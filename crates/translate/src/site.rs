@@ -1,0 +1,63 @@
+//! Sites: the numbered places where translations leave, and what is known about them.
+
+use cpu::Access;
+
+use crate::layout::Flags;
+
+/// Number of a site in the cache's list.
+pub(crate) type SiteId = u32;
+
+/// The indirect-branch lookup found nothing: the target is PAGE plus EXIT_ADDRESS's low bits.
+pub(crate) const SITE_LOOKUP: SiteId = 0x7fff_fff0;
+/// A hardware exception at FAULT_RIP.
+pub(crate) const SITE_FAULT: SiteId = 0x7fff_fff1;
+
+/// Why a translation leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The budget is used up.
+    Budget,
+    /// The instruction here is for the fall-back engine; the number is its mnemonic's.
+    Step(u16),
+    /// An access, or the target of a branch, missed the TLB; `resume` is where it is tried again.
+    Miss {
+        /// What it does.
+        access: Access,
+        /// Bytes.
+        size: u16,
+        /// Offset in code memory.
+        resume: u32,
+    },
+    /// To the instruction at the site's offset; the jump at `patch` may be linked.
+    Link {
+        /// Offset in code memory of the jump's displacement.
+        patch: u32,
+        /// Where the flags are at the jump.
+        flags: Flags,
+    },
+    /// To the instruction at the site's offset, which is past the page.
+    Goto,
+}
+
+/// One site.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    pub(crate) why: Why,
+    /// Offset of the guest's RIP from the page, 0 to 4096.
+    pub(crate) offset: u16,
+    /// The block took its branch off the budget and has not come to it yet.
+    pub(crate) unretired: bool,
+}
+
+/// An instruction that may raise a hardware exception, by where its host code is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FaultSite {
+    /// Offset in code memory, and the end.
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+    /// As in [`Site`].
+    pub(crate) offset: u16,
+    pub(crate) unretired: bool,
+    /// Where the flags are when it faults.
+    pub(crate) flags: Flags,
+}

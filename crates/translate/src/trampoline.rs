@@ -1,0 +1,180 @@
+//! The code at the start of code memory: into translations, out of them, the lookup of indirect
+//! branches, and the loading of vector registers.
+
+use std::mem::offset_of;
+
+use cpu::{Registers, gpr};
+
+use crate::assembler::{Assembler, Op, condition};
+use crate::layout::{self, BRANCH_SLOTS, HOME, Home, host, word};
+use crate::site::{SITE_FAULT, SITE_LOOKUP};
+
+const STATUS: i32 = offset_of!(Registers, status) as i32;
+const MXCSR: i32 = (offset_of!(Registers, fx) + 24) as i32;
+const _: () = assert!(word(0) > 0 && gpr::RIP == 16);
+
+/// Offsets in code memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Trampolines {
+    /// `extern "sysv64" fn(*mut Registers, target: u64)`.
+    pub(crate) enter: u32,
+    /// Leaves; the number of the site is on the stack.
+    pub(crate) exit: u32,
+    /// Where the signal handler continues, with RIP in RDI and RFLAGS in RSI.
+    pub(crate) fault: u32,
+    /// Jumps to the translation of the code at the host address in RDI.
+    pub(crate) branch: u32,
+    /// Called: loads vector registers and MXCSR.
+    pub(crate) vectors: u32,
+}
+
+fn register(guest: usize) -> i32 {
+    (offset_of!(Registers, gpr) + 8 * guest) as i32
+}
+
+fn vector(number: usize) -> i32 {
+    (offset_of!(Registers, ymm) + 32 * number) as i32
+}
+
+const CALLEE_SAVED: [u8; 6] = [host::RBX, host::RBP, 12, 13, 14, 15];
+
+fn push(code: &mut Assembler, register: u8, pop: bool) {
+    if register >= 8 {
+        code.put(&[0x41]);
+    }
+    code.put(&[if pop { 0x58 } else { 0x50 } | (register & 7)]);
+}
+
+/// `vmovups` between a vector register and `[rdi + displacement]`.
+fn move_vector(code: &mut Assembler, store: bool, number: usize) {
+    let prefix = if number >= 8 { 0x7c } else { 0xfc };
+    code.put(&[0xc5, prefix, 0x10 | u8::from(store), 0x87 | ((number as u8 & 7) << 3)]);
+    code.put(&vector(number).to_le_bytes());
+}
+
+/// `ldmxcsr` or `stmxcsr` of `[rdi + displacement]`.
+fn move_mxcsr(code: &mut Assembler, store: bool) {
+    code.put(&[0x0f, 0xae, if store { 0x9f } else { 0x97 }]);
+    code.put(&MXCSR.to_le_bytes());
+}
+
+/// A jump that is taken unless the vector registers are the guest's.
+fn unless_vectors(code: &mut Assembler) -> usize {
+    code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[VECTORS], 0
+    code.put(&layout::VECTORS.to_le_bytes());
+    code.put(&[0]);
+    code.jump_if(condition::EQUAL)
+}
+
+/// Vector registers that were the guest's when it last left are so again: it may be entered in the
+/// middle of a block that relies on them.
+fn enter(code: &mut Assembler, vectors: usize) {
+    for register in CALLEE_SAVED {
+        push(code, register, false);
+    }
+    code.op_word(Op::Store, host::RDI, layout::REGISTERS);
+    code.op_word(Op::Store, host::RSI, layout::TEMPORARY);
+    let skip = unless_vectors(code);
+    code.put(&[0xe8, 0, 0, 0, 0]);
+    let call = code.here() - 4;
+    code.bind(call, vectors);
+    let here = code.here();
+    code.bind(skip, here);
+    code.put(&[0x0f, 0xb7, 0x87]); // movzx eax, word [rdi + ..]
+    code.put(&STATUS.to_le_bytes());
+    for (guest, home) in HOME.into_iter().enumerate() {
+        match home {
+            Home::Host(host) => code.op_memory(Op::Load, host, host::RDI, register(guest)),
+            Home::Word(word) => {
+                code.op_memory(Op::Load, host::RSI, host::RDI, register(guest));
+                code.op_word(Op::Store, host::RSI, word);
+            }
+        }
+    }
+    code.put(&[0x65, 0xff, 0x24, 0x25]); // jmp gs:[TEMPORARY]
+    code.put(&layout::TEMPORARY.to_le_bytes());
+}
+
+fn exit(code: &mut Assembler) {
+    code.put(&[0x65, 0x8f, 0x04, 0x25]); // pop gs:[EXIT_SITE]
+    code.put(&layout::EXIT_SITE.to_le_bytes());
+    code.op_word(Op::Store, host::RDI, layout::EXIT_ADDRESS);
+    code.op_word(Op::Store, host::RSI, layout::EXIT_INDEX);
+    code.op_word(Op::Load, host::RDI, layout::REGISTERS);
+    code.put(&[0x66, 0x89, 0x87]); // mov [rdi + STATUS], ax
+    code.put(&STATUS.to_le_bytes());
+    for (guest, home) in HOME.into_iter().enumerate() {
+        match home {
+            Home::Host(host) => code.op_memory(Op::Store, host, host::RDI, register(guest)),
+            Home::Word(word) => {
+                code.op_word(Op::Load, host::RSI, word);
+                code.op_memory(Op::Store, host::RSI, host::RDI, register(guest));
+            }
+        }
+    }
+    let skip = unless_vectors(code);
+    for number in 0..16 {
+        move_vector(code, true, number);
+    }
+    move_mxcsr(code, true);
+    code.put(&[0x65, 0x0f, 0xae, 0x14, 0x25]); // ldmxcsr gs:[HOST_MXCSR]
+    code.put(&layout::HOST_MXCSR.to_le_bytes());
+    code.put(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    let here = code.here();
+    code.bind(skip, here);
+    for register in CALLEE_SAVED.into_iter().rev() {
+        push(code, register, true);
+    }
+    code.put(&[0xc3]);
+}
+
+fn vectors(code: &mut Assembler) {
+    code.op_word(Op::Load, host::RDI, layout::REGISTERS);
+    for number in 0..16 {
+        move_vector(code, false, number);
+    }
+    move_mxcsr(code, false);
+    code.put(&[0x65, 0xc6, 0x04, 0x25]); // mov byte gs:[VECTORS], 1
+    code.put(&layout::VECTORS.to_le_bytes());
+    code.put(&[1, 0xc3]);
+}
+
+/// `push number; jmp exit`.
+fn leave(code: &mut Assembler, number: u32, exit: usize) {
+    code.put(&[0x68]);
+    code.put(&number.to_le_bytes());
+    let at = code.jump();
+    code.bind(at, exit);
+}
+
+/// The same hash as [`layout::branch_slot`].
+fn branch(code: &mut Assembler, exit: usize) {
+    code.put(&[0x89, 0xfe, 0xc1, 0xee, 13, 0x31, 0xfe, 0x81, 0xe6]); // esi = edi ^ edi >> 13, and
+    code.put(&(BRANCH_SLOTS as u32 - 1).to_le_bytes());
+    code.put(&[0xc1, 0xe6, 4]); // shl esi, 4
+    code.op_word(Op::Add, host::RSI, layout::BRANCH_TABLE);
+    code.op_memory(Op::Cmp, host::RDI, host::RSI, 0);
+    let miss = code.jump_if(condition::NOT_EQUAL);
+    code.put(&[0xff, 0x66, 0x08]); // jmp [rsi + 8]
+    let here = code.here();
+    code.bind(miss, here);
+    leave(code, SITE_LOOKUP, exit);
+}
+
+/// All of it, to be put at offset 0 of code memory.
+pub(crate) fn generate() -> (Vec<u8>, Trampolines) {
+    let mut code = Assembler::default();
+    let mut at = Trampolines { vectors: code.here() as u32, ..Trampolines::default() };
+    vectors(&mut code);
+    at.enter = code.here() as u32;
+    enter(&mut code, at.vectors as usize);
+    at.exit = code.here() as u32;
+    exit(&mut code);
+    at.fault = code.here() as u32;
+    code.op_word(Op::Store, host::RDI, layout::FAULT_RIP);
+    code.op_word(Op::Store, host::RSI, layout::FAULT_FLAGS);
+    leave(&mut code, SITE_FAULT, at.exit as usize);
+    at.branch = code.here() as u32;
+    branch(&mut code, at.exit as usize);
+    (code.bytes, at)
+}
