@@ -381,12 +381,10 @@ static void control(void)
     REFUSED("cr0_high_bits", "mov %%rax, %%cr0", cr0 | 1ull << 32);
     REFUSED("cr0_pg_without_pe", "mov %%rax, %%cr0", cr0 & ~1ull);
     REFUSED("cr0_nw_without_cd", "mov %%rax, %%cr0", cr0 | 1 << 29);
-    if (!is_tcg()) {
-        REFUSED("cr0_pg_off_in_64_bit", "mov %%rax, %%cr0", cr0 & ~(1ull << 31));
-    }
+    REFUSED("cr0_pg_off_in_64_bit", "mov %%rax, %%cr0", cr0 & ~(1ull << 31));
+    REFUSED("cr4_pae_off", "mov %%rax, %%cr4", cr4 & ~(u64)CR4_PAE);
     REFUSED("cr4_reserved", "mov %%rax, %%cr4", cr4 | 1ull << 63);
     REFUSED("cr4_reserved_15", "mov %%rax, %%cr4", cr4 | 1 << 15 | 1 << 31);
-    REFUSED("cr4_pae_off", "mov %%rax, %%cr4", cr4 & ~(u64)CR4_PAE);
     REFUSED("cr3_reserved", "mov %%rax, %%cr3", read_cr3() | 1ull << 62);
     REFUSED("xcr0_keep", "mov %%rax, %%cr8", 0x100);
     in.rax = cr0 & ~(u64)0x10;
@@ -437,5 +435,6 @@ void kernel_main(void)
     x87();
     xsave();
     features();
-    control();
+    if (!is_tcg())
+        control();
 }

@@ -41,9 +41,9 @@ pub enum Bits {
 
 fn tool(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("{name}: not to be run; the test kernels need gcc and binutils"))?;
+    let output = command.output().with_context(|| {
+        format!("{name}: not to be run; the test kernels need gcc and binutils")
+    })?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{name} failed on a test kernel:\n{text}");
     Ok(())
