@@ -1,5 +1,5 @@
-/* Protected mode without long mode: 32-bit, PSE and PAE paging, call gates with parameters, 16-bit
- * gates, virtual-8086 mode, real mode. */
+/* Protected mode without long mode: 32-bit, PSE and PAE paging, call gates with parameters,
+ * virtual-8086 mode, real mode. */
 #include "kernel32.h"
 
 static u32 directory[1024] __attribute__((aligned(4096)));
