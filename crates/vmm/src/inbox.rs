@@ -6,7 +6,7 @@
 //! | what | limit | at the limit |
 //! |---|---|---|
 //! | typed bytes, per console | [`CONSOLE_BYTES_MAX`] | the console's thread waits |
-//! | frames, per card | [`FRAMES_MAX`], [`FRAME_BYTES_MAX`] | the frame is dropped and counted |
+//! | frames, per card | [`FRAMES_MAX`] | the network's thread waits, and its peer feels that |
 //! | requests | [`REQUESTS_MAX`] | refused |
 //! | kill | 1 | the first one counts |
 //!
@@ -22,10 +22,8 @@ use crate::{End, State};
 
 /// Typed bytes kept per console.
 pub(crate) const CONSOLE_BYTES_MAX: usize = 256 << 10;
-/// Frames kept per card.
-pub(crate) const FRAMES_MAX: usize = 1024;
-/// Bytes of frames kept per card.
-pub(crate) const FRAME_BYTES_MAX: usize = 4 << 20;
+/// Frames kept per card; each is 64 KiB at most.
+pub(crate) const FRAMES_MAX: usize = 256;
 /// Requests kept.
 pub(crate) const REQUESTS_MAX: usize = 64;
 /// Console ports: first and second serial port, virtio console.
@@ -81,8 +79,6 @@ struct Contents {
 #[derive(Debug, Default)]
 struct Card {
     frames: VecDeque<Vec<u8>>,
-    bytes: usize,
-    dropped: u64,
     link_down: bool,
 }
 
@@ -118,17 +114,16 @@ impl Inbox {
         }
     }
 
-    /// Adds a frame, or drops and counts it.
+    /// Adds a frame; waits while there is no room. For the threads of networks.
     pub fn add_frame(&self, card: usize, frame: Vec<u8>) {
         let mut contents = self.lock();
-        let card = &mut contents.cards[card];
-        if card.frames.len() == FRAMES_MAX || card.bytes + frame.len() > FRAME_BYTES_MAX {
-            card.dropped += 1;
-            return;
+        while contents.cards[card].frames.len() == FRAMES_MAX && !contents.closed {
+            contents = self.wait_change(contents, None);
         }
-        card.bytes += frame.len();
-        card.frames.push_back(frame);
-        self.changed.notify_all();
+        if !contents.closed {
+            contents.cards[card].frames.push_back(frame);
+            self.changed.notify_all();
+        }
     }
 
     /// The network of a card is gone.
@@ -205,20 +200,17 @@ impl Inbox {
     /// At most `count` frames of a card.
     pub fn take_frames(&self, card: usize, count: usize) -> Vec<Vec<u8>> {
         let mut contents = self.lock();
-        let card = &mut contents.cards[card];
-        let frames: Vec<_> = card.frames.drain(..count.min(card.frames.len())).collect();
-        card.bytes -= frames.iter().map(Vec::len).sum::<usize>();
-        frames
+        let frames = &mut contents.cards[card].frames;
+        let taken: Vec<_> = frames.drain(..count.min(frames.len())).collect();
+        if !taken.is_empty() {
+            self.changed.notify_all();
+        }
+        taken
     }
 
     /// Whether the network of a card went down since the last call.
     pub fn take_link_down(&self, card: usize) -> bool {
         std::mem::take(&mut self.lock().cards[card].link_down)
-    }
-
-    /// Frames dropped because the guest was slower than its network.
-    pub fn frames_dropped(&self) -> u64 {
-        self.lock().cards.iter().map(|card| card.dropped).sum()
     }
 
     /// Waits for anything that the machine can take, `rooms` telling which consoles have room.
@@ -316,20 +308,33 @@ mod tests {
     }
 
     #[test]
-    fn frames_beyond_the_limit_are_dropped_and_counted() {
-        let inbox = Inbox::new(2);
-        for _ in 0..FRAMES_MAX + 3 {
-            inbox.add_frame(1, vec![0; 60]);
+    fn network_waits_for_room_and_no_longer_than_the_vm_lives() {
+        let inbox = Arc::new(Inbox::new(2));
+        let network = {
+            let inbox = Arc::clone(&inbox);
+            thread::spawn(move || {
+                for number in 0..FRAMES_MAX * 4 {
+                    inbox.add_frame(1, vec![number as u8; 60]);
+                }
+            })
+        };
+        let mut taken = Vec::new();
+        while taken.len() < FRAMES_MAX {
+            taken.extend(inbox.take_frames(1, 10));
         }
-        assert_eq!(inbox.frames_dropped(), 3);
+        assert!((0..).zip(&taken).all(|(number, frame)| frame[0] == number as u8));
         assert_eq!(inbox.take_frames(0, 10).len(), 0);
-        assert_eq!(inbox.take_frames(1, 2000).len(), FRAMES_MAX);
-        for _ in 0..FRAME_BYTES_MAX / 65_536 + 1 {
-            inbox.add_frame(0, vec![0; 65_536]);
-        }
-        assert_eq!(inbox.frames_dropped(), 4);
+        wait_full(&inbox);
+        inbox.close();
+        network.join().unwrap();
         inbox.set_link_down(0);
         assert!(inbox.take_link_down(0) && !inbox.take_link_down(0));
+    }
+
+    fn wait_full(inbox: &Inbox) {
+        while inbox.lock().cards[1].frames.len() < FRAMES_MAX {
+            thread::yield_now();
+        }
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError
     let Prepared { machine, engine, boot, disks, disk_infos, macs } = prepare(spec)?;
     let mut ports = Ports { disks, ..Ports::default() };
     let inbox = Arc::new(Inbox::new(spec.nets.len()));
+    // Dropped before the networks, whose threads may be waiting for room.
+    let _closer = Closer(Arc::clone(&inbox));
     let control = Control::new(Arc::clone(&inbox), spec.grace);
     let _signals = watch_signals(&control)?;
     let name = spec.name.clone().unwrap_or_else(default_name);
@@ -74,6 +76,7 @@ pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError
         boot,
         no_reboot: spec.no_reboot,
         metrics: Metrics::default(),
+        frame_credit: 0,
     };
     let result = drive(driver);
     drop(consoles);

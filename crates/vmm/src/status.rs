@@ -112,8 +112,8 @@ pub struct Metrics {
     pub frames_sent: u64,
     /// Of them, those the network did not take.
     pub frames_sent_dropped: u64,
-    /// Frames that came in faster than the guest took them, and were dropped.
-    pub frames_received_dropped: u64,
+    /// Frames that came in.
+    pub frames_received: u64,
 }
 
 macro_rules! shared_metrics {
@@ -148,7 +148,7 @@ shared_metrics!(
     disk_failures,
     frames_sent,
     frames_sent_dropped,
-    frames_received_dropped
+    frames_received
 );
 
 impl Default for Metrics {
