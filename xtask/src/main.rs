@@ -6,6 +6,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fuzz;
 mod guest;
 mod test;
 mod tidy;
@@ -32,6 +33,8 @@ enum Verb {
     Test(test::Test),
     /// Measures doppel beside its peers.
     Bench(bench::Bench),
+    /// Runs hostile inputs against every door, with coverage guidance.
+    Fuzz(fuzz::Fuzz),
     /// Builds guest images from Debian packages into the cache.
     Guest(guest::Guest),
     /// Checks the absences that this workspace keeps.
@@ -53,6 +56,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Demo(demo) => demo.run(),
         Verb::Test(test) => test.run(),
         Verb::Bench(bench) => bench.run(),
+        Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Guest(guest) => guest.run(),
         Verb::Tidy => tidy::run(),
     }
