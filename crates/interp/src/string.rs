@@ -8,7 +8,7 @@ use crate::insn::{Exec, Handler, Insn, Repeat, address_mask};
 use crate::string_bulk;
 
 /// Iterations after which the engine looks up from a repeated instruction.
-const ITERATIONS_MAX: u32 = 1 << 20;
+const ITERATIONS_MAX: u64 = 1 << 16;
 
 /// The handler, if the instruction belongs to this family.
 pub fn handler(instruction: &Instruction) -> Option<Handler> {
@@ -111,7 +111,8 @@ fn repeat(
         strings.finish();
         return Ok(());
     }
-    for _ in 0..ITERATIONS_MAX {
+    let mut iterations = 0;
+    while iterations < ITERATIONS_MAX {
         if strings.count() == 0 {
             strings.finish();
             return Ok(());
@@ -119,12 +120,14 @@ fn repeat(
         if !single {
             let done = bulk(&mut strings);
             strings.count_down(done);
+            iterations += done;
             if done != 0 {
                 continue;
             }
         }
         let goes_on = one(&mut strings)?;
         strings.count_down(1);
+        iterations += 1;
         if !goes_on || strings.count() == 0 {
             strings.finish();
             return Ok(());

@@ -8,6 +8,10 @@ use types::VirtualTime;
 
 use crate::machine::Machine;
 
+/// Times an engine may come back without a branch executed until the machine gives control back:
+/// one endless string instruction, for instance, must not hold the monitor.
+const STILL_EXITS_MAX: u32 = 256;
+
 /// Why the machine gave control back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -40,18 +44,22 @@ pub trait Outside {
 impl Machine {
     /// Runs until the branch count is `until`, exactly, or something else stops it.
     pub fn run(&mut self, engine: &mut dyn Engine, outside: &mut dyn Outside, until: u64) -> Stop {
-        loop {
+        let mut still_exits = 0;
+        while still_exits < STILL_EXITS_MAX {
             if let Some(stop) = self.between_runs(outside, until) {
                 return stop;
             }
+            let before = self.vcpu.branches;
             let until = until.min(self.next_deadline_branches());
             let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
             cpu.sync_tlb();
             if engine.run(&mut cpu, until) == Exit::Yielded {
-                self.give_out(outside);
-                return Stop::Yielded;
+                break;
             }
+            still_exits = if self.vcpu.branches == before { still_exits + 1 } else { 0 };
         }
+        self.give_out(outside);
+        Stop::Yielded
     }
 
     /// Executes one instruction, with what happens before it.
