@@ -137,6 +137,10 @@ pub(crate) fn classify(instruction: &Instruction, mode: Mode) -> Class {
 }
 
 fn branch(instruction: &Instruction) -> Class {
+    if instruction.mnemonic() == Mnemonic::Ret {
+        let near = matches!(instruction.code(), Code::Retnq | Code::Retnq_imm16);
+        return if near { Class::Branch } else { Class::Step };
+    }
     let direct = instruction.op0_kind() == OpKind::NearBranch64;
     let wide = match instruction.op0_kind() {
         OpKind::NearBranch64 => true,
@@ -145,7 +149,7 @@ fn branch(instruction: &Instruction) -> Class {
             let far = instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect();
             !far && instruction.memory_size().size() == 8
         }
-        _ => matches!(instruction.code(), Code::Retnq | Code::Retnq_imm16),
+        _ => false,
     };
     let counts_rcx = matches!(
         instruction.mnemonic(),

@@ -74,6 +74,8 @@ pub struct Translator {
     reasons: [u64; REASONS.len()],
     dispatches: u64,
     instructions: u64,
+    /// Executing one instruction.
+    stepping: bool,
     /// Where translated code was resumed after the last TLB fill, and how often there.
     filled_for: u32,
     fills_in_a_row: u32,
@@ -107,6 +109,7 @@ impl Translator {
             reasons: [0; REASONS.len()],
             dispatches: 0,
             instructions: 0,
+            stepping: false,
             filled_for: 0,
             fills_in_a_row: 0,
         })
@@ -141,7 +144,7 @@ impl Translator {
     /// The instruction for which a translation left.
     fn step_instruction(&mut self, cpu: &mut Cpu<'_>, mnemonic: u16) {
         self.steps[mnemonic as usize % MNEMONICS] += 1;
-        if is_string(mnemonic) {
+        if is_string(mnemonic) && !self.stepping {
             // All iterations at once, and what follows up to the next branch.
             let until = cpu.vcpu.branches + 1;
             self.fallback.run(cpu, until);
@@ -152,7 +155,7 @@ impl Translator {
 
     /// What lies between instructions, or code of a kind that is not translated.
     fn run_foreign(&mut self, cpu: &mut Cpu<'_>, until: u64) {
-        if cpu.vcpu.needs_step() {
+        if cpu.vcpu.needs_step() || self.stepping {
             self.step_for(cpu, Reason::Inhibited);
         } else {
             let until = until.min(cpu.vcpu.branches + FOREIGN_BRANCHES);
@@ -427,7 +430,9 @@ impl Engine for Translator {
         }
         prepare(cpu);
         cpu.vcpu.attention = false;
+        self.stepping = true;
         self.dispatch(cpu, u64::MAX);
+        self.stepping = false;
         boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
     }
 

@@ -1,4 +1,4 @@
-//! `cosim [--engine interp|stubs|host] [--seed S] [--cases N] [--only MNEMONIC] [--threads T]
+//! `cosim [--engine interp|translate|stubs|host] [--seed S] [--cases N] [--only MNEMONIC] [--threads T]
 //! [--keep-going N] [--verbose]`: runs random cases until the first difference.
 //!
 //! Engine `host` runs each case twice on the host: it shows what the host itself leaves to chance.
@@ -14,6 +14,7 @@ use cosim::generate::Generator;
 use cosim::host::HostExecutor;
 use cosim::stub::StubExecutor;
 use cosim::{Executor, compare, corpus, report};
+use translate::Translator;
 
 /// What was asked for.
 struct Options {
@@ -144,9 +145,18 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
 fn tested(engine: &str) -> Result<Option<Box<dyn Executor>>> {
     Ok(match engine {
         "interp" => Some(Box::new(EngineExecutor::new(Box::new(interp::Interp::new()?))?)),
+        "translate" => {
+            let options = translate::Options {
+                block_insns_max: 1,
+                links: false,
+                ..translate::Options::default()
+            };
+            let engine = Translator::new(Box::new(interp::Interp::new()?), options)?;
+            Some(Box::new(EngineExecutor::new(Box::new(engine))?))
+        }
         "stubs" => Some(Box::new(StubExecutor::new()?)),
         "host" => None,
-        _ => bail!("unknown engine {engine}: interp, stubs or host"),
+        _ => bail!("unknown engine {engine}: interp, translate, stubs or host"),
     })
 }
 
