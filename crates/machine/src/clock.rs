@@ -45,6 +45,11 @@ impl Clock {
         };
     }
 
+    /// Whether a machine can have this clock; one that was saved elsewhere may be anything.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.rate_millins != 0
+    }
+
     /// Thousandths of a nanosecond per branch.
     pub fn rate_millins(&self) -> u64 {
         self.rate_millins

@@ -1,5 +1,6 @@
 //! The machine's saved sections, and the hash over them and RAM.
 
+use cpu::VcpuSaved;
 use minicbor::{Decode, Encode};
 use saved::{RestoreError, Saved, Sections};
 
@@ -7,6 +8,9 @@ use crate::board::Id;
 use crate::clock::Clock;
 use crate::machine::Machine;
 use crate::timers::Timers;
+
+/// Most branches that a machine can have retired: more than a century's worth.
+const BRANCHES_MAX: u64 = 1 << 62;
 
 /// What the machine itself is, beyond vCPU and devices.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -20,6 +24,19 @@ struct MachineSaved {
 impl Saved for MachineSaved {
     const NAME: &'static str = "machine";
     const VERSION: u16 = 1;
+}
+
+impl MachineSaved {
+    fn check(&self) -> Result<(), RestoreError> {
+        if self.clock.is_valid() && self.timers.is_valid() {
+            return Ok(());
+        }
+        Err(malformed(MachineSaved::NAME, "a clock that stands still, or timers out of order"))
+    }
+}
+
+fn malformed(name: &str, detail: &str) -> RestoreError {
+    RestoreError::Malformed { name: name.to_owned(), detail: detail.to_owned() }
 }
 
 impl Machine {
@@ -40,8 +57,12 @@ impl Machine {
     /// [`RestoreError`] naming the section at fault; the machine is then not to be used.
     pub fn restore(&mut self, mut sections: Sections) -> Result<(), RestoreError> {
         let state: MachineSaved = sections.restore(0)?;
+        state.check()?;
         (self.board.clock, self.board.timers) = (state.clock, state.timers);
         self.vcpu.restore(&mut sections)?;
+        if self.vcpu.branches > BRANCHES_MAX {
+            return Err(malformed(VcpuSaved::NAME, "more branches than anything can retire"));
+        }
         self.board.restore(&mut sections)?;
         sections.finish()
     }

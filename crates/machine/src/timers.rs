@@ -1,5 +1,7 @@
 //! Armed timers of all devices, in virtual time.
 
+use std::collections::BTreeSet;
+
 use minicbor::{Decode, Encode};
 use types::VirtualTime;
 
@@ -29,6 +31,12 @@ impl Timers {
             self.armed.push((at.0, id));
             self.armed.sort_unstable();
         }
+    }
+
+    /// Whether [`Timers::set`] could have made this queue: in order, each timer once.
+    pub(crate) fn is_valid(&self) -> bool {
+        let ids: BTreeSet<TimerId> = self.armed.iter().map(|(_, id)| *id).collect();
+        self.armed.is_sorted() && ids.len() == self.armed.len()
     }
 
     /// When the next fires.
