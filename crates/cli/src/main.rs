@@ -17,6 +17,9 @@ use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use vmm::ExitStatus;
 
 use fail::Fail;
@@ -79,18 +82,24 @@ fn main() -> ExitCode {
 }
 
 /// Warnings and errors of the library go to standard error, a line each.
+///
+/// Not those of `virtio_queue`, which are about the guest's mistakes, and as many as it likes to
+/// make: a guest must not fill its host's logs. They are there for `DOPPEL_LOG=debug`.
 fn start_log() {
     let level = match std::env::var("DOPPEL_LOG").as_deref() {
         Ok("debug") => tracing::Level::DEBUG,
         Ok("info") => tracing::Level::INFO,
         _ => tracing::Level::WARN,
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
+    let of_guests = if level < tracing::Level::DEBUG { LevelFilter::OFF } else { level.into() };
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
-        .without_time()
+        .without_time();
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(Targets::new().with_default(level).with_target("virtio_queue", of_guests))
         .init();
 }
 
