@@ -26,9 +26,9 @@ use crate::{End, Metrics, State, VmError};
 
 /// Frames let in at once when the guest has been idle: what its receive ring holds.
 const FRAMES_MAX: usize = 256;
-/// Frames let in per quantum while the guest is busy. More than it takes would be dropped, and TCP
-/// pays dearly for that.
-const FRAMES_PER_QUANTUM: usize = 8;
+/// Frames let in per quantum while the guest is busy: a guest that keeps up is idle now and then,
+/// and gets more. What it does not take would be dropped, and TCP pays dearly for that.
+const FRAMES_PER_QUANTUM: usize = 2;
 /// Bytes let in per quantum at the virtio console, which buffers 64 KiB and tells no room.
 const HVC_BYTES_PER_QUANTUM: usize = 256;
 /// Number of the virtio console among the ports.

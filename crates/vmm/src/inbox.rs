@@ -6,7 +6,7 @@
 //! | what | limit | at the limit |
 //! |---|---|---|
 //! | typed bytes, per console | [`CONSOLE_BYTES_MAX`] | the console's thread waits |
-//! | frames, per card | [`FRAMES_MAX`] | the network's thread waits, and its peer feels that |
+//! | frames, per card | [`FRAMES_MAX`], [`FRAME_BYTES_MAX`] | the network's thread waits |
 //! | requests | [`REQUESTS_MAX`] | refused |
 //! | kill | 1 | the first one counts |
 //!
@@ -22,8 +22,11 @@ use crate::{End, State};
 
 /// Typed bytes kept per console.
 pub(crate) const CONSOLE_BYTES_MAX: usize = 256 << 10;
-/// Frames kept per card; each is 64 KiB at most.
-pub(crate) const FRAMES_MAX: usize = 256;
+/// Frames kept per card.
+pub(crate) const FRAMES_MAX: usize = 16_384;
+/// Bytes of frames kept per card: more than the largest TCP window of a Linux guest. passt throws
+/// away what it cannot hand over at once, and finds out late.
+pub(crate) const FRAME_BYTES_MAX: usize = 8 << 20;
 /// Requests kept.
 pub(crate) const REQUESTS_MAX: usize = 64;
 /// Console ports: first and second serial port, virtio console.
@@ -79,6 +82,7 @@ struct Contents {
 #[derive(Debug, Default)]
 struct Card {
     frames: VecDeque<Vec<u8>>,
+    bytes: usize,
     link_down: bool,
 }
 
@@ -117,10 +121,11 @@ impl Inbox {
     /// Adds a frame; waits while there is no room. For the threads of networks.
     pub fn add_frame(&self, card: usize, frame: Vec<u8>) {
         let mut contents = self.lock();
-        while contents.cards[card].frames.len() == FRAMES_MAX && !contents.closed {
+        while contents.cards[card].is_full() && !contents.closed {
             contents = self.wait_change(contents, None);
         }
         if !contents.closed {
+            contents.cards[card].bytes += frame.len();
             contents.cards[card].frames.push_back(frame);
             self.changed.notify_all();
         }
@@ -200,8 +205,9 @@ impl Inbox {
     /// At most `count` frames of a card.
     pub fn take_frames(&self, card: usize, count: usize) -> Vec<Vec<u8>> {
         let mut contents = self.lock();
-        let frames = &mut contents.cards[card].frames;
-        let taken: Vec<_> = frames.drain(..count.min(frames.len())).collect();
+        let card = &mut contents.cards[card];
+        let taken: Vec<_> = card.frames.drain(..count.min(card.frames.len())).collect();
+        card.bytes -= taken.iter().map(Vec::len).sum::<usize>();
         if !taken.is_empty() {
             self.changed.notify_all();
         }
@@ -257,6 +263,12 @@ impl Inbox {
         let time = deadline.saturating_duration_since(Instant::now());
         let waited = self.changed.wait_timeout(contents, time);
         waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Card {
+    fn is_full(&self) -> bool {
+        self.frames.len() >= FRAMES_MAX || self.bytes >= FRAME_BYTES_MAX
     }
 }
 
@@ -332,7 +344,7 @@ mod tests {
     }
 
     fn wait_full(inbox: &Inbox) {
-        while inbox.lock().cards[1].frames.len() < FRAMES_MAX {
+        while !inbox.lock().cards[1].is_full() {
             thread::yield_now();
         }
     }
