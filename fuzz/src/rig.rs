@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use boot::{BootSpec, PlatformTables};
-use cpu::Engine;
 use cpu::cpuid::Model;
+use cpu::{Cpu, Engine, Exit};
 use devices::PowerEvent;
+use interp::Interp;
 use journal::{DiskCompletion, DiskFailed, DiskOperation, Output, WallClock};
 use machine::{DiskSpec, Machine, MachineSpec, NicSpec, Outside, Stop};
 
@@ -13,7 +14,7 @@ use machine::{DiskSpec, Machine, MachineSpec, NicSpec, Outside, Stop};
 pub const IMAGE: u32 = 0x10_0000;
 /// Bytes of RAM.
 pub const MEMORY_SIZE: u64 = 4 << 20;
-/// Times that the machine may do nothing, idle or reset before a run counts as over.
+/// Times that the machine may idle or reset before a run counts as over.
 const STOPS_MAX: u32 = 16;
 
 /// A machine with a disk, a network card, an entropy source, a console and the debug-exit port.
@@ -76,6 +77,48 @@ impl Outside for World {
     }
 }
 
+/// An engine that gives up where the guest makes no headway, sooner than a monitor would.
+pub struct Impatient {
+    engine: Interp,
+    branches: u64,
+    still_runs: u32,
+}
+
+impl Impatient {
+    /// Runs in a row that may end without a branch.
+    const STILL_RUNS_MAX: u32 = 8;
+
+    /// With the interpreter inside.
+    pub fn new() -> Impatient {
+        let engine = Interp::new().expect("the host can run the engine");
+        Impatient { engine, branches: 0, still_runs: 0 }
+    }
+}
+
+impl Engine for Impatient {
+    fn run(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
+        let moved = self.branches != cpu.vcpu.branches;
+        self.still_runs = if moved { 0 } else { self.still_runs + 1 };
+        self.branches = cpu.vcpu.branches;
+        if self.still_runs > Impatient::STILL_RUNS_MAX {
+            return Exit::Yielded;
+        }
+        self.engine.run(cpu, until)
+    }
+
+    fn step(&mut self, cpu: &mut Cpu<'_>) -> Exit {
+        self.engine.step(cpu)
+    }
+
+    fn instructions(&self) -> u64 {
+        self.engine.instructions()
+    }
+
+    fn name(&self) -> &'static str {
+        self.engine.name()
+    }
+}
+
 /// Why a run was over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -90,13 +133,13 @@ pub enum Ending {
 /// Runs to `until` by way of every `step`th branch, waiting out idle times and resets.
 pub fn run(machine: &mut Machine, engine: &mut dyn Engine, until: u64, step: u64) -> Ending {
     let mut world = World::default();
-    let (mut stops, mut yields) = (0, 0);
+    let mut stops = 0;
     loop {
         let target = until.min(machine.branches().saturating_add(step));
         match machine.run(engine, &mut world, target) {
             Stop::Reached if machine.branches() >= until => return Ending::Reached,
             Stop::Reached => {}
-            Stop::Yielded => yields += 1,
+            Stop::Yielded => return Ending::Yielded,
             Stop::Idle { deadline: Some(deadline) } => {
                 machine.skip_to(deadline);
                 stops += 1;
@@ -111,9 +154,6 @@ pub fn run(machine: &mut Machine, engine: &mut dyn Engine, until: u64, step: u64
         }
         if stops > STOPS_MAX {
             return Ending::Stopped;
-        }
-        if yields > 1 {
-            return Ending::Yielded;
         }
     }
 }

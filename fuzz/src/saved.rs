@@ -3,12 +3,11 @@
 //!
 //! Input: how long the machine ran before it was saved, then changes to sections.
 
-use interp::Interp;
 use machine::Machine;
 use saved::{Section, Sections};
 
 use crate::input::Input;
-use crate::rig::{self, IMAGE};
+use crate::rig::{self, IMAGE, Impatient};
 
 const CHANGES_MAX: usize = 32;
 const BRANCHES: u64 = 10_000;
@@ -16,7 +15,7 @@ const BRANCHES: u64 = 10_000;
 /// Runs one input.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
-    let mut engine = Interp::new().expect("the host can run the engine");
+    let mut engine = Impatient::new();
     let mut machine = rig::machine();
     rig::boot(&mut machine, &rig::flat_image(&program()));
     let warm_up = u64::from(input.u8()) * 2;

@@ -85,7 +85,7 @@ fn fuzz(target: &str, seconds: u32) -> Result<()> {
     let status = Command::new(program(target))
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-artifact_prefix={}/", crashes.display()))
-        .args(["-print_final_stats=1", "-max_len=8192"])
+        .args(["-print_final_stats=1", "-max_len=8192", "-entropic_scale_per_exec_time=1"])
         .args(LIMITS)
         .args([&corpus, &seeds(target)])
         .stderr(File::create(&log)?)
