@@ -91,6 +91,14 @@ impl Cpu<'_> {
 
     /// Acknowledges the interrupt to be delivered now, if there is one: the local APIC's, or the
     /// PIC's through LINT0.
+    /// Whether something would be delivered at this boundary if RFLAGS.IF were set and nothing held
+    /// it back. While it is false, setting IF has no other effect.
+    pub fn interrupt_waits(&self) -> bool {
+        let pic = || self.bus.pic_interrupt() && self.vcpu.lapic.pic_accepted();
+        let pending = &self.vcpu.pending;
+        pending.nmi || pending.debug != 0 || self.vcpu.lapic.pending_vector().is_some() || pic()
+    }
+
     pub(crate) fn acknowledge_interrupt(&mut self) -> Option<u8> {
         if let Some(vector) = self.vcpu.lapic.acknowledge() {
             return Some(vector);

@@ -101,12 +101,17 @@ impl Emitter<'_> {
         self.save_flags();
         let resume = self.place();
         self.operand_offset(instruction, host::RDI)?;
+        self.add_segment_base(instruction);
+        self.lookup(access, size, resume)
+    }
+
+    /// From offset to linear address in RDI. Clobbers RFLAGS.
+    pub(crate) fn add_segment_base(&mut self, instruction: &Instruction) {
         match instruction.memory_segment() {
             Register::FS => self.code.op_word(Op::Add, host::RDI, layout::FS_BASE),
             Register::GS => self.code.op_word(Op::Add, host::RDI, layout::GS_BASE),
             _ => {}
         }
-        self.lookup(access, size, resume)
     }
 
     /// RDI from linear to host address, or out by a site that comes back to `resume`. Clobbers RSI

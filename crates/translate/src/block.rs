@@ -222,7 +222,7 @@ impl<'a> Emitter<'a> {
             Class::Branch => self.branch(instruction),
             Class::Stack => self.stack(instruction),
             Class::Address => self.load_address(instruction),
-            Class::Flags => self.flag_instruction(instruction),
+            Class::System => self.system(instruction),
             Class::Compute { .. } => self.compute(instruction),
             Class::Step => Err(Unsupported),
         }

@@ -69,8 +69,8 @@ pub(crate) enum Class {
         /// Uses vector registers or MXCSR.
         vectors: bool,
     },
-    /// CLI, CLD, STD, PUSHF.
-    Flags,
+    /// CLI, STI, CLD, STD, PUSHF, SWAPGS.
+    System,
     /// For the fall-back engine.
     Step,
 }
@@ -124,8 +124,8 @@ pub(crate) fn classify(instruction: &Instruction, mode: Mode) -> Class {
         | Prefetchw | Prefetch | Lfence | Sfence | Mfence => return Class::Nothing,
         Push | Pop | Leave => return Class::Stack,
         Lea => return Class::Address,
-        Cli if mode.kernel => return Class::Flags,
-        Cld | Std | Pushfq => return Class::Flags,
+        Cli | Sti | Swapgs if mode.kernel => return Class::System,
+        Cld | Std | Pushfq => return Class::System,
         Jmp | Call | Ret | Loop | Loope | Loopne | Jrcxz => return branch(instruction),
         _ if instruction.is_jcc_short_or_near() => return branch(instruction),
         _ => {}

@@ -73,6 +73,13 @@ fn general_form(code: Code) -> Code {
     }
 }
 
+fn is_bit_string(guest: &Instruction) -> bool {
+    use Mnemonic::*;
+    guest.op0_kind() == OpKind::Memory
+        && guest.op1_kind() == OpKind::Register
+        && matches!(guest.mnemonic(), Bt | Bts | Btr | Btc)
+}
+
 fn is_high_byte(register: Register) -> bool {
     matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
 }
@@ -122,6 +129,9 @@ fn gpr_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Registe
 
 impl Emitter<'_> {
     pub(crate) fn compute(&mut self, guest: &Instruction) -> Emitted {
+        if is_bit_string(guest) {
+            return self.bit_string(guest);
+        }
         let memory = guest.op_kinds().any(|kind| kind == OpKind::Memory);
         let placing = self.place_registers(guest, memory)?;
         if memory {
@@ -157,6 +167,43 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// A bit test of memory whose offset may reach beyond the operand (SDM vol. 2, "BT"): the word
+    /// it falls in is found first, and the test is done in RSI.
+    fn bit_string(&mut self, guest: &Instruction) -> Emitted {
+        let (bits, writes) = (guest.op1_register(), guest.mnemonic() != Mnemonic::Bt);
+        let Home::Host(offset) = HOME[usize::from(number(bits))] else { return Err(Unsupported) };
+        if bits.size() < 4 || guest.memory_base().is_gpr32() || guest.memory_index().is_gpr32() {
+            return Err(Unsupported);
+        }
+        self.save_flags();
+        let resume = self.place();
+        self.operand_offset(guest, host::RDI)?;
+        // movsxd rsi, r32 or mov rsi, r64; sar rsi, 5 or 6; lea rdi, [rdi + rsi * 4 or 8]
+        let wide = bits.size() == 8;
+        let opcode = if wide { 0x8b } else { 0x63 };
+        self.code.put(&[0x48 | (offset >> 3), opcode, 0xf0 | (offset & 7)]);
+        self.code.put(&[0x48, 0xc1, 0xfe, if wide { 6 } else { 5 }]);
+        let scale = bits.size() as u8;
+        self.code.lea_scaled(host::RDI, Some(host::RDI), (host::RSI, scale), 0);
+        self.add_segment_base(guest);
+        let access = if writes { Access::Write } else { Access::Read };
+        self.lookup(access, bits.size() as u16, resume)?;
+        self.restore_flags();
+        let rex = if wide { 0x48 } else { 0x40 };
+        self.code.put(&[rex, 0x8b, 0x37]); // mov rsi, [rdi]
+        let mut test = *guest;
+        test.set_segment_prefix(Register::None);
+        test.set_has_lock_prefix(false);
+        test.set_op0_kind(OpKind::Register);
+        test.set_op0_register(sized(host::RSI, bits));
+        test.set_op1_register(sized(offset, bits));
+        self.encode(&test)?;
+        if writes {
+            self.code.put(&[rex, 0x89, 0x37]); // mov [rdi], rsi
+        }
+        Ok(())
+    }
+
     fn load_home(&mut self, to: u8, guest: u8) {
         match HOME[usize::from(guest)] {
             Home::Host(from) => self.code.copy(to, from),
@@ -184,16 +231,8 @@ impl Emitter<'_> {
     }
 
     fn memory_access(&mut self, guest: &Instruction) -> Result<Access, Unsupported> {
-        let bit_string = guest.op1_kind() == OpKind::Register
-            && matches!(
-                guest.mnemonic(),
-                Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
-            );
         let info = self.workshop.factory.info(guest);
         let [used] = info.used_memory() else { return Err(Unsupported) };
-        if bit_string {
-            return Err(Unsupported);
-        }
         match used.access() {
             OpAccess::Read | OpAccess::CondRead => Ok(Access::Read),
             OpAccess::None | OpAccess::NoMemAccess => Err(Unsupported),

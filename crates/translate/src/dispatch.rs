@@ -4,7 +4,8 @@ use std::mem::size_of;
 
 use cpu::tlb::layout as tlb;
 use cpu::{
-    Access, Activity, Cpu, Engine, Exit, Place, Registers, Seg, Shadow, StatusFlags, Vcpu, gpr,
+    Access, Activity, Cpu, Engine, Exit, Place, Registers, Seg, Shadow, StatusFlags, Vcpu, flag,
+    gpr,
 };
 use iced_x86::Mnemonic;
 use memory::RamOffset;
@@ -204,13 +205,15 @@ impl Translator {
         words.set(layout::PAGE, cpu.vcpu.regs.rip() & !PAGE_MASK);
         words.set(layout::FS_BASE, cpu.vcpu.mode.bases[Seg::Fs as usize]);
         words.set(layout::GS_BASE, cpu.vcpu.mode.bases[Seg::Gs as usize]);
+        let waits = cpu.vcpu.regs.rflags_other & flag::IF == 0 && cpu.interrupt_waits();
+        words.set(layout::INTERRUPT_WAITS, u64::from(waits));
         words.set(layout::INSTRUCTIONS, 0);
         words.set(layout::VECTORS, 0);
         let mut entry = entry;
         loop {
             words.set(layout::BRANCH_TABLE, self.cache.table(mode));
             self.statistics.entries += 1;
-            enter(&self.cache, &mut cpu.vcpu.regs, entry);
+            enter(&self.cache, cpu.vcpu, entry);
             let mut leaving = Leaving { cpu, until, mode, words };
             match self.leave(&mut leaving) {
                 Next::Enter(next) => entry = next,
@@ -351,16 +354,17 @@ impl Leaving<'_, '_> {
     }
 }
 
-fn enter(cache: &Cache, registers: &mut Registers, entry: u32) {
+fn enter(cache: &Cache, vcpu: &mut Vcpu, entry: u32) {
     let (base, at) = (cache.base(), cache.trampolines().enter);
+    let vcpu: *mut Vcpu = vcpu;
     // SAFETY: `enter` is the trampoline's address in the executable view, with this signature;
     // `entry` is the offset of a translation's entry or resumption; the host's GS base is the
-    // block of the vCPU whose registers these are (`prepare`). Generated code keeps the contract
-    // of `layout`: it touches registers, the block and RAM the TLB leads to, and returns.
+    // block of this vCPU (`prepare`). Generated code keeps the contract of `layout`: it touches
+    // registers, fields of the vCPU beside them, the block and RAM the TLB leads to, and returns.
     unsafe {
         let code: extern "sysv64" fn(*mut Registers, u64) =
             std::mem::transmute(base + u64::from(at));
-        code(registers, base + u64::from(entry));
+        code(&raw mut (*vcpu).regs, base + u64::from(entry));
     }
 }
 

@@ -71,6 +71,8 @@ pub(crate) const HOST_MXCSR: i32 = word(14);
 /// Instructions begun, if they are counted.
 pub(crate) const INSTRUCTIONS: i32 = word(15);
 pub(crate) const TARGET: i32 = word(20);
+/// 1 if an interrupt would be delivered as soon as IF is set.
+pub(crate) const INTERRUPT_WAITS: i32 = word(21);
 const SPILLED: usize = 16;
 
 /// Where each guest register is kept, by its number.

@@ -25,6 +25,9 @@ mod recover;
 mod site;
 mod stack;
 mod statistics;
+mod system;
+#[cfg(test)]
+mod tests;
 mod trampoline;
 
 pub use dispatch::Translator;

@@ -1,0 +1,92 @@
+//! System instructions that translated code does itself: those on RFLAGS as a whole, and SWAPGS.
+
+use std::mem::{offset_of, size_of};
+
+use cpu::{Msrs, Registers, Seg, Segment, Vcpu, flag};
+use iced_x86::{Instruction, Mnemonic};
+
+use crate::assembler::{Op, condition};
+use crate::block::{Emitted, Emitter, Unsupported};
+use crate::layout::{self, GUEST_RSP, host};
+use crate::site::Why;
+
+const OTHER_FLAGS: i32 = offset_of!(Registers, rflags_other) as i32;
+
+/// Displacement from the vCPU's registers of what is at `offset` in the vCPU.
+const fn beside_registers(offset: usize) -> i32 {
+    offset as i32 - offset_of!(Vcpu, regs) as i32
+}
+
+const KERNEL_GS_BASE: i32 =
+    beside_registers(offset_of!(Vcpu, msrs) + offset_of!(Msrs, kernel_gs_base));
+const SEGMENT_GS_BASE: i32 = beside_registers(
+    offset_of!(Vcpu, segments)
+        + Seg::Gs as usize * size_of::<Segment>()
+        + offset_of!(Segment, base),
+);
+const MODE_GS_BASE: i32 =
+    beside_registers(offset_of!(Vcpu, mode.bases) + Seg::Gs as usize * size_of::<u64>());
+
+impl Emitter<'_> {
+    pub(crate) fn system(&mut self, instruction: &Instruction) -> Emitted {
+        match instruction.mnemonic() {
+            Mnemonic::Cli => self.change_other_flags(flag::IF, false),
+            Mnemonic::Sti => self.sti(),
+            Mnemonic::Swapgs => self.swapgs(),
+            Mnemonic::Cld => self.change_other_flags(flag::DF, false),
+            Mnemonic::Std => self.change_other_flags(flag::DF, true),
+            Mnemonic::Pushfq => return self.pushfq(),
+            _ => return Err(Unsupported),
+        }
+        Ok(())
+    }
+
+    fn change_other_flags(&mut self, bits: u64, set: bool) {
+        self.save_flags();
+        self.code.op_word(Op::Load, host::RDI, layout::REGISTERS);
+        let (form, bits) = if set { (0x8f, bits as u32) } else { (0xa7, !bits as u32) };
+        self.code.put(&[0x81, form]); // or, and dword [rdi + ..], bits
+        self.code.put(&OTHER_FLAGS.to_le_bytes());
+        self.code.put(&bits.to_le_bytes());
+    }
+
+    /// While nothing waits for IF, the interrupt shadow has no effect and is left out.
+    fn sti(&mut self) {
+        self.save_flags();
+        self.code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[INTERRUPT_WAITS], 0
+        self.code.put(&layout::INTERRUPT_WAITS.to_le_bytes());
+        self.code.put(&[0]);
+        let jump = self.code.jump_if(condition::NOT_EQUAL);
+        self.leave_if(jump, Why::Step(Mnemonic::Sti as u16));
+        self.change_other_flags(flag::IF, true);
+    }
+
+    /// The base of GS is in three places: the segment, the mode, and a word.
+    fn swapgs(&mut self) {
+        self.code.op_word(Op::Load, host::RDI, layout::REGISTERS);
+        self.code.op_memory(Op::Load, host::RSI, host::RDI, KERNEL_GS_BASE);
+        self.code.op_word(Op::Store, host::RSI, layout::TEMPORARY);
+        self.code.op_word(Op::Load, host::RSI, layout::GS_BASE);
+        self.code.op_memory(Op::Store, host::RSI, host::RDI, KERNEL_GS_BASE);
+        self.code.op_word(Op::Load, host::RSI, layout::TEMPORARY);
+        self.code.op_word(Op::Store, host::RSI, layout::GS_BASE);
+        self.code.op_memory(Op::Store, host::RSI, host::RDI, SEGMENT_GS_BASE);
+        self.code.op_memory(Op::Store, host::RSI, host::RDI, MODE_GS_BASE);
+    }
+
+    /// RF and VM, which PUSHF clears, are clear in translated code.
+    fn pushfq(&mut self) -> Emitted {
+        self.below_stack()?;
+        self.code.op_word(Op::Store, host::RDI, layout::TEMPORARY);
+        self.code.put(&[0x0f, 0xb6, 0xf4]); // movzx esi, ah
+        self.code.put(&[0x0f, 0xb6, 0xf8]); // movzx edi, al
+        self.code.put(&[0xc1, 0xe7, 11]); // shl edi, 11
+        self.code.put(&[0x09, 0xfe]); // or esi, edi
+        self.code.op_word(Op::Load, host::RDI, layout::REGISTERS);
+        self.code.op_memory(Op::Or, host::RSI, host::RDI, OTHER_FLAGS);
+        self.code.op_word(Op::Load, host::RDI, layout::TEMPORARY);
+        self.code.op_memory(Op::Store, host::RSI, host::RDI, 0);
+        self.code.lea(GUEST_RSP, GUEST_RSP, -8);
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+//! Small guests under interpreter and translator, compared at every branch, under every setting.
+
+use cpu::cpuid::Model;
+use cpu::{Bus, Cpu, Engine, Exit, Seg, Segment, Table, Vcpu, cr, gpr};
+use interp::Interp;
+use memory::Ram;
+use types::{Gpa, VirtualTime};
+
+use crate::{Options, Translator};
+
+const CODE: u64 = 0x10_0000;
+const DATA: u64 = 0x18_0000;
+const STACK: u64 = 0x1f_0000;
+const HANDLER: u64 = 0x9000;
+const BRANCHES_MAX: u64 = 3000;
+
+struct NoBus;
+
+impl Bus for NoBus {
+    fn now(&self, branches: u64) -> VirtualTime {
+        VirtualTime(branches)
+    }
+    fn port_read(&mut self, _: &mut Ram, _: u64, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&mut self, _: &mut Ram, _: u64, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&mut self, _: &mut Ram, _: u64, _: Gpa, into: &mut [u8]) {
+        into.fill(0xff);
+    }
+    fn mmio_write(&mut self, _: &mut Ram, _: u64, _: Gpa, _: &[u8]) {}
+    fn end_of_interrupt(&mut self, _: u64, _: u8) {}
+    fn pic_interrupt(&self) -> bool {
+        false
+    }
+    fn acknowledge_pic(&mut self) -> u8 {
+        0xff
+    }
+    fn attention(&self) -> bool {
+        false
+    }
+}
+
+struct Guest {
+    vcpu: Vcpu,
+    ram: Ram,
+}
+
+/// Two times 2 MiB of RAM at their own addresses, and the first again at 4 MiB; every vector leads
+/// to HLT.
+fn guest(code: &[u8]) -> Guest {
+    let mut ram = Ram::new(4 << 20).unwrap();
+    let mut put = |at: u64, value: u64| ram.write(Gpa(at), &value.to_le_bytes()).unwrap();
+    put(0x1000, 0x2007);
+    put(0x2000, 0x3007);
+    put(0x3000, 0x87);
+    put(0x3008, 0x20_0087);
+    put(0x3010, 0x87);
+    put(0x4008, 0x00af_9b00_0000_ffff);
+    for vector in 0..32 {
+        put(0x8000 + 16 * vector, HANDLER | 0x8 << 16 | 0x8e00 << 32);
+    }
+    ram.write(Gpa(HANDLER), &[0xf4]).unwrap();
+    ram.write(Gpa(CODE), code).unwrap();
+    let mut vcpu = Vcpu::new(0, Model::V3);
+    let flat = |attributes| Segment { selector: 8, base: 0, limit: u32::MAX, attributes };
+    vcpu.segments = [flat(0xc093); 6];
+    vcpu.segments[Seg::Cs as usize] = flat(0xa09b);
+    vcpu.gdtr = Table { base: 0x4000, limit: 0xff };
+    vcpu.idtr = Table { base: 0x8000, limit: 0xfff };
+    vcpu.cr0 = cr::CR0_PE | cr::CR0_ET | cr::CR0_NE | cr::CR0_WP | cr::CR0_PG;
+    vcpu.cr3 = 0x1000;
+    vcpu.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
+    vcpu.xcr0 = cr::XCR0_X87 | cr::XCR0_SSE | cr::XCR0_AVX;
+    vcpu.msrs.efer = cr::EFER_LME | cr::EFER_LMA | cr::EFER_NXE;
+    vcpu.rederive();
+    for (register, value) in vcpu.regs.gpr[..16].iter_mut().enumerate() {
+        value.clone_from(&(0x1111_1111_1111_1111u64.wrapping_mul(register as u64 + 1)));
+    }
+    vcpu.regs.gpr[gpr::RSP] = STACK;
+    vcpu.regs.gpr[gpr::RBX] = DATA;
+    vcpu.regs.gpr[gpr::RIP] = CODE;
+    Guest { vcpu, ram }
+}
+
+/// State after each `stride` branches, to the end.
+fn trace(mut engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64>, u128)> {
+    let Guest { mut vcpu, mut ram } = guest(code);
+    let mut states = Vec::new();
+    while vcpu.branches < BRANCHES_MAX {
+        let until = vcpu.branches - vcpu.branches % stride + stride;
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut NoBus };
+        cpu.sync_tlb();
+        let exit = engine.run(&mut cpu, until);
+        if !matches!(exit, Exit::Reached | Exit::Halted) {
+            continue;
+        }
+        let mut state = vcpu.regs.gpr.to_vec();
+        state.push(vcpu.regs.rflags());
+        state.extend(vcpu.regs.ymm.iter().flatten());
+        state.push(u64::from(vcpu.regs.fx.mxcsr()));
+        state.push(vcpu.cr2);
+        let hash = ram.hash();
+        vcpu.tlb.flush();
+        states.push((vcpu.branches, state, hash));
+        if exit == Exit::Halted {
+            return states;
+        }
+    }
+    states
+}
+
+fn settings() -> Vec<Options> {
+    let normal = Options::default();
+    vec![
+        normal,
+        Options { links: false, ..normal },
+        Options { block_insns_max: 1, ..normal },
+        Options { flush_every: 3, ..normal },
+        Options { always_slow: true, ..normal },
+        Options { cache_size: 0, count_instructions: true, ..normal },
+    ]
+}
+
+/// Every setting gives the interpreter's states, at every branch and at the end.
+fn check(name: &str, code: &[u8]) {
+    for stride in [1, 7, 1000] {
+        let expected = trace(Box::new(Interp::new().unwrap()), code, stride);
+        assert!(expected.len() > 1 || stride > 1, "{name}: the guest does something");
+        for options in settings() {
+            let engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+            let got = trace(Box::new(engine), code, stride);
+            for (got, expected) in got.iter().zip(&expected) {
+                assert_eq!(got, expected, "{name}, stride {stride}, {options:x?}");
+            }
+            assert_eq!(got.len(), expected.len(), "{name}, stride {stride}, {options:?}");
+        }
+    }
+}
+
+#[test]
+fn loop_with_memory_and_live_flags() {
+    check(
+        "loop",
+        &[
+            0xb9, 0x32, 0, 0, 0, // mov ecx, 50
+            0x48, 0x01, 0xc8, // 1: add rax, rcx
+            0x48, 0x89, 0x44, 0xcb, 0x10, // mov [rbx + rcx * 8 + 16], rax
+            0x4c, 0x13, 0x34, 0xcb, // adc r14, [rbx + rcx * 8]
+            0x4d, 0x89, 0xf2, // mov r10, r14
+            0x49, 0x0f, 0xaf, 0xc2, // imul rax, r10
+            0xff, 0xc9, // dec ecx
+            0x75, 0xe9, // jnz 1b
+            0x0f, 0x94, 0xc4, // setz ah
+            0xf4, // hlt
+        ],
+    );
+}
+
+#[test]
+fn calls_and_returns_across_pages() {
+    let mut code = vec![0x90; 0x2100];
+    let main = [
+        0xbd, 0x14, 0, 0, 0, // mov ebp, 20
+        0xe8, 0xf6, 0x1f, 0, 0, // 1: call +0x2000
+        0x48, 0x8d, 0x05, 0xf4, 0x1f, 0, 0, // lea rax, [function]
+        0xff, 0xd0, // call rax
+        0xff, 0xcd, // dec ebp
+        0x75, 0xee, // jnz 1b
+        0xf4,
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    // function: push rbx; add r15, 3; pop r15 ...; ret
+    let function = [0x53, 0x49, 0x83, 0xc7, 3, 0x41, 0x5c, 0x4d, 0x01, 0xe7, 0xc3];
+    code[0x2000..0x2000 + function.len()].copy_from_slice(&function);
+    check("calls", &code);
+}
+
+#[test]
+fn code_that_writes_itself() {
+    check(
+        "self-modifying",
+        &[
+            0xb9, 20, 0, 0, 0, // mov ecx, 20
+            0x83, 0xc0, 1, // 1: add eax, imm8, whose immediate changes
+            0xfe, 0x05, 0xf9, 0xff, 0xff, 0xff, // inc byte [rip - 7]
+            0xff, 0xc9, // dec ecx
+            0x75, 0xf3, // jnz 1b
+            0xf4,
+        ],
+    );
+}
+
+#[test]
+fn accesses_and_instructions_on_two_pages() {
+    let mut code = vec![0x90; 0x1100];
+    let main = [
+        0xb9, 10, 0, 0, 0, // mov ecx, 10
+        0x48, 0x01, 0x8b, 0xfc, 0x0f, 0, 0, // 1: add [rbx + 0xffc], rcx
+        0x48, 0x8b, 0x83, 0xfd, 0x0f, 0, 0, // mov rax, [rbx + 0xffd]
+        0xff, 0xc9, // dec ecx
+        0x75, 0xee, // jnz 1b
+        0xe9, 0xe1, 0x0f, 0, 0, // jmp to 0xffe
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    code[0xffe..0x1006].copy_from_slice(&[0x48, 0xb8, 1, 2, 3, 4, 5, 6]); // mov rax, imm64
+    code[0x1006..0x1009].copy_from_slice(&[7, 8, 0xf4]);
+    check("two pages", &code);
+}
+
+#[test]
+fn divide_error_is_exact() {
+    check(
+        "divide",
+        &[
+            0xbe, 5, 0, 0, 0, // mov esi, 5
+            0x31, 0xd2, // 1: xor edx, edx
+            0xb8, 100, 0, 0, 0, // mov eax, 100
+            0xff, 0xce, // dec esi
+            0xf7, 0xf6, // div esi: the fifth time by 0
+            0x89, 0x03, // mov [rbx], eax
+            0xeb, 0xf1, // jmp 1b
+        ],
+    );
+}
+
+#[test]
+fn vector_registers_survive_misses_and_faults() {
+    check(
+        "vectors",
+        &[
+            0xb9, 40, 0, 0, 0, // mov ecx, 40
+            0xf3, 0x48, 0x0f, 0x2a, 0xc1, // 1: cvtsi2ss xmm0, rcx
+            0xf3, 0x0f, 0x58, 0xc8, // addss xmm1, xmm0
+            0xf3, 0x0f, 0x5e, 0xd1, // divss xmm2, xmm1
+            0x69, 0xf1, 0, 0x10, 0, 0, // imul esi, ecx, 4096
+            0x0f, 0x11, 0x0c, 0x33, // movups [rbx + rsi], xmm1
+            0xc5, 0xfc, 0x58, 0xd9, // vaddps ymm3, ymm0, ymm1
+            0xff, 0xc9, // dec ecx
+            0x75, 0xe1, // jnz 1b
+            0x0f, 0x28, 0x43, 0x04, // movaps xmm0, [rbx + 4]: misaligned
+            0xf4,
+        ],
+    );
+}
+
+#[test]
+fn pages_of_one_index_do_not_block_each_other() {
+    // The stack's page is 4 MiB from that of the data: they fall in one TLB entry.
+    check(
+        "conflict",
+        &[
+            0x48, 0xbc, 0, 0x10, 0x58, 0, 0, 0, 0, 0, // mov rsp, DATA + 0x40_1000
+            0xb9, 30, 0, 0, 0, // mov ecx, 30
+            0xff, 0x33, // 1: push qword [rbx]
+            0x58, // pop rax
+            0x48, 0x01, 0x0b, // add [rbx], rcx
+            0xff, 0xc9, // dec ecx
+            0x75, 0xf6, // jnz 1b
+            0xf4,
+        ],
+    );
+}
+
+#[test]
+fn bit_strings_flags_and_system_instructions() {
+    check(
+        "system",
+        &[
+            0xb9, 60, 0, 0, 0, // mov ecx, 60
+            0x48, 0x69, 0xd1, 0x41, 1, 0, 0, // 1: imul rdx, rcx, 321
+            0x48, 0x0f, 0xab, 0x13, // bts [rbx], rdx
+            0x0f, 0xb3, 0x0b, // btr [rbx], ecx
+            0x9c, // pushfq
+            0xfb, // sti
+            0x0f, 0x01, 0xf8, // swapgs
+            0xfa, // cli
+            0x8f, 0xc0, // pop rax
+            0xf0, 0x48, 0x0f, 0xc1, 0x03, // lock xadd [rbx], rax
+            0xf0, 0x48, 0x0f, 0xb1, 0x53, 8, // lock cmpxchg [rbx + 8], rdx
+            0xff, 0xc9, // dec ecx
+            0x75, 0xdc, // jnz 1b
+            0xf4,
+        ],
+    );
+}
+
+#[test]
+fn string_instructions() {
+    check(
+        "strings",
+        &[
+            0x48, 0x89, 0xdf, // mov rdi, rbx
+            0xb8, 0x5a, 0, 0, 0, // mov eax, 5ah
+            0xb9, 0x10, 0x27, 0, 0,    // mov ecx, 10000
+            0xfc, // cld
+            0xf3, 0xaa, // rep stosb
+            0x48, 0x89, 0xde, // mov rsi, rbx
+            0xb9, 0xd0, 7, 0, 0, // mov ecx, 2000
+            0xf3, 0xa4, // rep movsb
+            0xeb, 0, // jmp +0
+            0xf4,
+        ],
+    );
+}
