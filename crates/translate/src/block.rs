@@ -223,7 +223,7 @@ impl<'a> Emitter<'a> {
             Class::Stack => self.stack(instruction),
             Class::Address => self.load_address(instruction),
             Class::System => self.system(instruction),
-            Class::Compute { .. } => self.compute(instruction),
+            Class::Compute { vectors } => self.compute(instruction, vectors),
             Class::Step => Err(Unsupported),
         }
     }
@@ -307,8 +307,11 @@ impl<'a> Emitter<'a> {
     fn emit_stub(&mut self, stub: Stub) {
         let here = self.code.here();
         match stub {
-            Stub::Leave { jump, site, flags } => {
+            Stub::Leave { jump, mut site, flags } => {
                 self.code.bind(jump, here);
+                if let Why::Far { stub, .. } = &mut site.why {
+                    *stub = self.origin + here as u32;
+                }
                 self.flags = flags;
                 self.save_flags();
                 let id = self.first_site + self.sites.len() as SiteId;

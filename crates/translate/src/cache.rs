@@ -2,8 +2,8 @@
 //!
 //! Code memory is filled from the front; when it is full, all translations are dropped. When
 //! code of a page is overwritten (`Ram::code_generation`), the translations of that page are
-//! forgotten: links lead only within a page, so nothing else leads to them but the tables of
-//! indirect branches, which are cleaned.
+//! forgotten: links lead within a page, so nothing else leads to them but the tables of indirect
+//! branches and the far branches that the page knows, which are cleaned.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::code_memory::CodeMemory;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::options::Options;
 use crate::recover::{self, Watch};
-use crate::site::{FaultSite, SITE_LOOKUP, Site, SiteId};
+use crate::site::{FAR_DIFFERS, FAR_TARGET, FaultSite, SITE_LOOKUP, Site, SiteId};
 use crate::statistics::Statistics;
 use crate::trampoline::{self, Trampolines};
 
@@ -32,6 +32,15 @@ struct Page {
     generation: u32,
     /// Offset in code memory of the entry with flags in AX, by offset in the page and mode.
     blocks: BTreeMap<(u16, Mode), u32>,
+    /// Branches of other pages that are linked to these translations.
+    incoming: Vec<FarBranch>,
+}
+
+/// A direct branch to another page, as in [`crate::site::Why::Far`].
+#[derive(Clone, Copy)]
+pub(crate) struct FarBranch {
+    pub(crate) constant: u32,
+    pub(crate) stub: u32,
 }
 
 /// The cache.
@@ -116,23 +125,32 @@ impl Cache {
 
     #[cold]
     fn drop_stale(&mut self, ram: &Ram, statistics: &mut Statistics) {
-        let (tables, base) = (&mut self.tables, self.ram_base);
-        self.pages.retain(|&page, translated| {
-            if translated.generation == ram.code_generation(page) {
-                return true;
-            }
+        let stale: Vec<usize> = self
+            .pages
+            .iter()
+            .filter(|(page, translated)| translated.generation != ram.code_generation(**page))
+            .map(|(page, _)| *page)
+            .collect();
+        for page in stale {
             statistics.invalidated_pages += 1;
+            let translated = self.pages.remove(&page).expect("listed just above");
             for &(offset, mode) in translated.blocks.keys() {
-                let key = base + ((page as u64) << types::PAGE_SHIFT) + u64::from(offset);
-                if let Some(table) = &mut tables[mode.index()] {
-                    let slot = &mut table[branch_slot(key)];
-                    if slot.key == key {
-                        *slot = FREE;
-                    }
-                }
+                let at = ((page as u64) << types::PAGE_SHIFT) + u64::from(offset);
+                self.forget_branches_to(self.ram_base + at, mode);
             }
-            false
-        });
+            for branch in translated.incoming {
+                self.unlink_far(branch);
+            }
+        }
+    }
+
+    fn forget_branches_to(&mut self, key: u64, mode: Mode) {
+        if let Some(table) = &mut self.tables[mode.index()] {
+            let slot = &mut table[branch_slot(key)];
+            if slot.key == key {
+                *slot = FREE;
+            }
+        }
     }
 
     /// Address of the table of indirect branches for `mode`.
@@ -198,10 +216,11 @@ impl Cache {
         statistics.translated += block.insns as u64;
         statistics.code_bytes += block.code.len() as u64;
         let generation = cpu.ram.code_generation(at.page());
-        let page = self
-            .pages
-            .entry(at.page())
-            .or_insert_with(|| Page { generation, blocks: BTreeMap::new() });
+        let page = self.pages.entry(at.page()).or_insert_with(|| Page {
+            generation,
+            blocks: BTreeMap::new(),
+            incoming: Vec::new(),
+        });
         assert!(page.generation == generation, "stale translations were dropped before");
         let entry = place.origin + SAVED_ENTRY;
         page.blocks.insert((start, mode), entry);
@@ -220,10 +239,31 @@ impl Cache {
         self.faults.get(index).copied().filter(|site| site.start <= offset)
     }
 
+    fn lead(&mut self, displacement_at: u32, target: u32) {
+        let displacement = i64::from(target) - (i64::from(displacement_at) + 4);
+        self.code.write(displacement_at as usize, &(displacement as i32).to_le_bytes());
+    }
+
+    /// Leads a branch to another page straight to the translation with entry `entry` whenever its
+    /// target is the code at host address `key`; otherwise the table of indirect branches is asked.
+    pub(crate) fn link_far(&mut self, branch: FarBranch, key: u64, entry: u32) {
+        let page = (key.wrapping_sub(self.ram_base) >> types::PAGE_SHIFT) as usize;
+        let Some(page) = self.pages.get_mut(&page) else { return };
+        page.incoming.push(branch);
+        self.lead(branch.constant + FAR_TARGET, entry);
+        self.lead(branch.constant + FAR_DIFFERS, self.workshop.trampolines.branch);
+        self.code.write(branch.constant as usize, &key.to_le_bytes());
+    }
+
+    /// Undoes `link_far`.
+    fn unlink_far(&mut self, branch: FarBranch) {
+        self.code.write(branch.constant as usize, &0u64.to_le_bytes());
+        self.lead(branch.constant + FAR_DIFFERS, branch.stub);
+    }
+
     /// Leads the jump whose displacement is at `patch` to the translation with entry `entry`.
     pub(crate) fn link(&mut self, patch: u32, flags: Flags, entry: u32) {
         let entry = if flags == Flags::Host { entry - SAVED_ENTRY } else { entry };
-        let displacement = i64::from(entry) - (i64::from(patch) + 4);
-        self.code.write(patch as usize, &(displacement as i32).to_le_bytes());
+        self.lead(patch, entry);
     }
 }

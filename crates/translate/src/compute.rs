@@ -108,16 +108,9 @@ fn has_implicit_rax(instruction: &Instruction) -> bool {
     }
 }
 
-/// Whether the hardware may raise an exception other than a page fault.
+/// Whether the hardware may raise an exception other than a page fault, vectors aside.
 fn may_fault(instruction: &Instruction) -> bool {
-    let vectors = (0..instruction.op_count()).any(|op| {
-        instruction.op_kind(op) == OpKind::Register
-            && instruction.op_register(op).is_vector_register()
-    });
-    vectors
-        || !matches!(instruction.encoding(), iced_x86::EncodingKind::Legacy)
-        || matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b)
-        || format!("{:?}", instruction.mnemonic()).starts_with("Cvt")
+    matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b)
 }
 
 fn gpr_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Register)> + '_ {
@@ -128,7 +121,7 @@ fn gpr_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Registe
 }
 
 impl Emitter<'_> {
-    pub(crate) fn compute(&mut self, guest: &Instruction) -> Emitted {
+    pub(crate) fn compute(&mut self, guest: &Instruction, vectors: bool) -> Emitted {
         if is_bit_string(guest) {
             return self.bit_string(guest);
         }
@@ -150,7 +143,7 @@ impl Emitter<'_> {
         }
         let start = self.place();
         self.encode(&placing.instruction)?;
-        if may_fault(guest) {
+        if vectors || may_fault(guest) {
             let (end, flags) = (self.place(), self.flags);
             let (offset, unretired) = (self.offset, self.unretired);
             self.faults.push(FaultSite { start, end, offset, unretired, flags });

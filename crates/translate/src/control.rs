@@ -4,9 +4,20 @@ use cpu::{Access, tlb};
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 
 use crate::address::number;
-use crate::assembler::Op;
+use crate::assembler::{Op, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
+use crate::site::Why;
+use crate::trampoline::look_up_branch;
+
+/// How a branch to another page knows its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It is part of the instruction: the address is compared with the one it was linked for.
+    Direct,
+    /// It was computed: the table of indirect branches is asked.
+    Indirect,
+}
 
 /// The condition as encoded.
 fn condition_number(code: ConditionCode) -> Option<u8> {
@@ -26,7 +37,7 @@ impl Emitter<'_> {
             Mnemonic::Call if direct => self.call_direct(target),
             Mnemonic::Jmp => {
                 self.target(instruction)?;
-                self.arrive();
+                self.arrive(Kind::Indirect);
                 Ok(())
             }
             Mnemonic::Call => self.call_indirect(instruction),
@@ -71,16 +82,31 @@ impl Emitter<'_> {
         let resume = self.place();
         self.linear(host::RDI, target);
         self.check(Access::Exec, 1, resume);
-        self.arrive();
+        self.arrive(Kind::Direct);
     }
 
-    /// Into the page of the entry at RSI, offset RDI.
-    fn arrive(&mut self) {
+    /// Into the page of the entry at RSI, offset RDI, as `kind` of branch.
+    fn arrive(&mut self, kind: Kind) {
         self.add_page();
         self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
         self.code.op_word(Op::Store, host::RSI, layout::PAGE);
-        let at = self.code.jump();
-        self.bind_outside(at, self.workshop.trampolines.branch);
+        self.jump_to(kind);
+    }
+
+    /// To the translation of the code at host address RDI.
+    fn jump_to(&mut self, kind: Kind) {
+        if kind == Kind::Indirect {
+            let miss = look_up_branch(&mut self.code);
+            self.bind_outside(miss, self.workshop.trampolines.lookup);
+            return;
+        }
+        self.code.put(&[0x48, 0xbe]); // mov rsi, the address once linked
+        let constant = self.place();
+        self.code.put(&0u64.to_le_bytes());
+        self.code.put(&[0x48, 0x39, 0xf7]); // cmp rdi, rsi
+        let differs = self.code.jump_if(condition::NOT_EQUAL);
+        self.code.jump();
+        self.leave_if(differs, Why::Far { constant, stub: 0 });
     }
 
     /// The target of an indirect branch, looked up: offset in its page to RDI, entry to RSI.
@@ -134,7 +160,7 @@ impl Emitter<'_> {
         let target = i32::try_from(target).map_err(|_| Unsupported)?;
         self.linear(host::RDI, target);
         self.check(Access::Exec, 1, resume);
-        self.call_looked_up();
+        self.call_looked_up(Kind::Direct);
         Ok(())
     }
 
@@ -146,12 +172,12 @@ impl Emitter<'_> {
         self.place_of_return(resume)?;
         self.code.op_word(Op::Load, host::RDI, layout::TARGET);
         self.check(Access::Exec, 1, resume);
-        self.call_looked_up();
+        self.call_looked_up(Kind::Indirect);
         Ok(())
     }
 
     /// The rest of a call whose target is at offset RDI in the page of entry RSI.
-    fn call_looked_up(&mut self) {
+    fn call_looked_up(&mut self, kind: Kind) {
         self.add_page();
         self.code.op_word(Op::Store, host::RDI, layout::TARGET);
         self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
@@ -160,8 +186,7 @@ impl Emitter<'_> {
         self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
         self.code.op_word(Op::Store, host::RSI, layout::PAGE);
         self.code.op_word(Op::Load, host::RDI, layout::TARGET);
-        let at = self.code.jump();
-        self.bind_outside(at, self.workshop.trampolines.branch);
+        self.jump_to(kind);
     }
 
     fn ret(&mut self, instruction: &Instruction) -> Emitted {
@@ -176,7 +201,7 @@ impl Emitter<'_> {
         self.code.op_memory(Op::Load, host::RDI, host::RDI, 0);
         self.check(Access::Exec, 1, resume);
         self.code.lea(GUEST_RSP, GUEST_RSP, 8 + dropped);
-        self.arrive();
+        self.arrive(Kind::Indirect);
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use memory::RamOffset;
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::cache::Cache;
+use crate::cache::{Cache, FarBranch};
 use crate::classify::Mode;
 use crate::layout::{self, Flags};
 use crate::options::Options;
@@ -227,9 +227,7 @@ impl Translator {
         let id = leaving.words.get(layout::EXIT_SITE) as SiteId;
         match id {
             SITE_LOOKUP => {
-                let page = leaving.words.get(layout::PAGE);
-                let rip = page + (leaving.words.get(layout::EXIT_ADDRESS) & PAGE_MASK);
-                leaving.settle(rip, false);
+                let rip = leaving.arrived();
                 self.go_on(leaving, rip)
             }
             SITE_FAULT => {
@@ -273,10 +271,13 @@ impl Translator {
             self.statistics.fills += 1;
             return Next::Enter(resume);
         }
+        if let Why::Far { constant, stub } = site.why {
+            return self.link_far(leaving, FarBranch { constant, stub });
+        }
         let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
         leaving.settle(rip, site.unretired);
         match site.why {
-            Why::Budget | Why::Goto => {}
+            Why::Budget | Why::Goto | Why::Far { .. } => {}
             Why::Step(mnemonic) => self.step_instruction(leaving.cpu, mnemonic),
             Why::Miss { access: Access::Exec, .. } => self.step_for(leaving.cpu, Reason::Target),
             Why::Miss { .. } => self.step_for(leaving.cpu, Reason::Miss),
@@ -293,6 +294,20 @@ impl Translator {
             && self.cache.epoch == epoch
         {
             self.cache.link(patch, flags, entry);
+            self.statistics.links += 1;
+        }
+        next
+    }
+
+    /// To the block that a branch to another page leads to, and leads to directly from now on.
+    fn link_far(&mut self, leaving: &mut Leaving<'_, '_>, branch: FarBranch) -> Next {
+        let epoch = self.cache.epoch;
+        let rip = leaving.arrived();
+        let next = self.go_on(leaving, rip);
+        if let Next::Enter(entry) = next
+            && self.cache.epoch == epoch
+        {
+            self.cache.link_far(branch, leaving.words.get(layout::EXIT_ADDRESS), entry);
             self.statistics.links += 1;
         }
         next
@@ -323,6 +338,14 @@ struct Leaving<'a, 'c> {
 }
 
 impl Leaving<'_, '_> {
+    /// Makes RIP and the branch count right after a branch to another page; the new RIP.
+    fn arrived(&mut self) -> u64 {
+        let page = self.words.get(layout::PAGE);
+        let rip = page + (self.words.get(layout::EXIT_ADDRESS) & PAGE_MASK);
+        self.settle(rip, false);
+        rip
+    }
+
     /// Makes RIP and the branch count right.
     fn settle(&mut self, rip: u64, unretired: bool) {
         self.cpu.vcpu.regs.gpr[gpr::RIP] = rip;

@@ -35,6 +35,13 @@ pub(crate) enum Why {
         /// Where the flags are at the jump.
         flags: Flags,
     },
+    /// To the target, in another page, whose host address is EXIT_ADDRESS; may be linked.
+    Far {
+        /// Offset in code memory of the address it is linked for.
+        constant: u32,
+        /// Offset in code memory of the code that leaves by this site.
+        stub: u32,
+    },
     /// To the instruction at the site's offset, which is past the page.
     Goto,
 }
@@ -61,3 +68,8 @@ pub(crate) struct FaultSite {
     /// Where the flags are when it faults.
     pub(crate) flags: Flags,
 }
+
+/// From a far branch's constant to the displacement of its jump if the target is another.
+pub(crate) const FAR_DIFFERS: u32 = 8 + 3 + 2;
+/// From a far branch's constant to the displacement of its jump to the target.
+pub(crate) const FAR_TARGET: u32 = FAR_DIFFERS + 4 + 1;

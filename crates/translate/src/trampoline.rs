@@ -22,6 +22,8 @@ pub(crate) struct Trampolines {
     pub(crate) exit: u32,
     /// Where the signal handler continues, with RIP in RDI and RFLAGS in RSI.
     pub(crate) fault: u32,
+    /// Leaves to have the translation for RDI looked up.
+    pub(crate) lookup: u32,
     /// Jumps to the translation of the code at the host address in RDI.
     pub(crate) branch: u32,
     /// Called: loads vector registers and MXCSR.
@@ -147,8 +149,9 @@ fn leave(code: &mut Assembler, number: u32, exit: usize) {
     code.bind(at, exit);
 }
 
-/// The same hash as [`layout::branch_slot`].
-fn branch(code: &mut Assembler, exit: usize) {
+/// To the translation of the code at the host address in RDI, by the table of indirect branches;
+/// where the displacement of the jump for a miss is. The same hash as [`layout::branch_slot`].
+pub(crate) fn look_up_branch(code: &mut Assembler) -> usize {
     code.put(&[0x89, 0xfe, 0xc1, 0xee, 13, 0x31, 0xfe, 0x81, 0xe6]); // esi = edi ^ edi >> 13, and
     code.put(&(BRANCH_SLOTS as u32 - 1).to_le_bytes());
     code.put(&[0xc1, 0xe6, 4]); // shl esi, 4
@@ -156,9 +159,12 @@ fn branch(code: &mut Assembler, exit: usize) {
     code.op_memory(Op::Cmp, host::RDI, host::RSI, 0);
     let miss = code.jump_if(condition::NOT_EQUAL);
     code.put(&[0xff, 0x66, 0x08]); // jmp [rsi + 8]
-    let here = code.here();
-    code.bind(miss, here);
-    leave(code, SITE_LOOKUP, exit);
+    miss
+}
+
+fn branch(code: &mut Assembler, lookup: usize) {
+    let miss = look_up_branch(code);
+    code.bind(miss, lookup);
 }
 
 /// All of it, to be put at offset 0 of code memory.
@@ -174,7 +180,9 @@ pub(crate) fn generate() -> (Vec<u8>, Trampolines) {
     code.op_word(Op::Store, host::RDI, layout::FAULT_RIP);
     code.op_word(Op::Store, host::RSI, layout::FAULT_FLAGS);
     leave(&mut code, SITE_FAULT, at.exit as usize);
+    at.lookup = code.here() as u32;
+    leave(&mut code, SITE_LOOKUP, at.exit as usize);
     at.branch = code.here() as u32;
-    branch(&mut code, at.exit as usize);
+    branch(&mut code, at.lookup as usize);
     (code.bytes, at)
 }
