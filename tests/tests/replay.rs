@@ -53,7 +53,7 @@ fn run_live(guest: &mut Guest, recorder: &Recorder<Shared>) -> Ended {
         guest.machine.inject(Input::ClockAnchor { vtime_ns, rate_millins });
         if !typed && guest.outside.console().contains("# ") {
             typed = true;
-            let bytes = b"echo rec; date; poweroff\n".to_vec();
+            let bytes = b"echo rec; date; poweroff -f\n".to_vec();
             guest.machine.inject(Input::Console { port: 0, bytes });
         }
         if guest.machine.branches() / 20_000_000 > hashed {
