@@ -82,7 +82,7 @@ fn serve(disk: &mut dyn BlockBackend, mut request: Input<'_>) {
     let offset = match kind >> 6 {
         0 => at,
         1 => size.saturating_sub(at),
-        _ => (u128::from(at) * u128::from(size) >> 25) as u64 & !511,
+        _ => ((u128::from(at) * u128::from(size)) >> 25) as u64 & !511,
     };
     let len = (u64::from(request.u16()) << 9) % REQUEST_SIZE;
     let mut buffer = vec![0x5a; len as usize];

@@ -149,7 +149,7 @@ impl Setting {
         };
         let cr3 = base + table as u64;
         state.control = [cr0 | paged | protected, 0, cr3, self.cr4, 7];
-        state.pdptrs = [base + at::PD as u64 | 1, 0, 0, 0];
+        state.pdptrs = [(base + at::PD as u64) | 1, 0, 0, 0];
         state.msrs[0] = if long { 0xd01 } else { 0x800 };
     }
 
@@ -296,10 +296,10 @@ fn gates(mode: Mode) -> Vec<u8> {
 /// The first two megabytes onto themselves, in each of the forms.
 fn page_tables(image: &mut [u8]) {
     let base = u64::from(IMAGE);
-    put_u64(image, at::PML4, base + at::PDPT as u64 | 7);
+    put_u64(image, at::PML4, (base + at::PDPT as u64) | 7);
     // PAE's top level has no rights; the bits are reserved there and ignored once loaded.
-    put_u64(image, at::PDPT, base + at::PD as u64 | 7);
-    put_u64(image, at::PD, base + at::PT as u64 | 7);
+    put_u64(image, at::PDPT, (base + at::PD as u64) | 7);
+    put_u64(image, at::PD, (base + at::PT as u64) | 7);
     (0..512).for_each(|page| put_u64(image, at::PT + 8 * page, (page as u64) << 12 | 7));
     put(image, at::LEGACY, &0x87u32.to_le_bytes());
 }
@@ -312,7 +312,7 @@ fn patch(image: &mut [u8], input: &mut Input<'_>) {
         put_u64(image, page + offset, input.u64());
     } else {
         let (frame, rights) = (u64::from(input.u8() % 16), u64::from(input.u16()));
-        let entry = u64::from(IMAGE) + frame * 0x1000 | rights & 0xfff | (rights >> 15) << 63;
-        put_u64(image, page + offset & !7, entry);
+        let entry = (u64::from(IMAGE) + frame * 0x1000) | (rights & 0xfff) | (rights >> 15) << 63;
+        put_u64(image, (page + offset) & !7, entry);
     }
 }
