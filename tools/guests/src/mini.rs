@@ -28,6 +28,7 @@ const MODULES: &[&str] = &[
     "af_packet",
     "vmw_vsock_virtio_transport",
     "ext4",
+    "pvpanic_mmio",
 ];
 
 /// Shell functions of both guests.
