@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use cpu::Engine;
 use disk::{DiskIo, DiskSpec};
 
 fn main() -> anyhow::Result<()> {

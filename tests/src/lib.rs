@@ -1,9 +1,22 @@
-//! Harness of the whole-machine tests: a machine run in virtual time alone, its console captured.
+//! Harness of the whole-machine tests: the real `doppel` as a process, or a machine run in virtual
+//! time alone.
+//!
+//! Tests that need guest images or a release build are ignored tests in `tests/`; those that take
+//! minutes are in files named `slow_*`. `cargo xtask test [--slow]` builds what they need and runs
+//! them.
 
 #![forbid(unsafe_code)]
 
 mod bare;
+pub mod debian;
+pub mod disk_boots;
+pub mod dmesg;
+pub mod doppel;
 mod harness;
+pub mod images;
+pub mod net;
+pub mod scratch;
+pub mod terminal;
 
 pub use bare::{Bits, build_kernel};
 pub use harness::{Captured, Ended, Guest, guest_cache};

@@ -1,4 +1,4 @@
-//! Architectural behaviour, checked by bare-metal kernels in ring 0 and 3 (sources in `tests/arch`).
+//! Architectural behaviour, checked by bare-metal kernels in ring 0 and 3, from `tests/arch`.
 //!
 //! Each kernel prints `PASS name`, `FAIL name: detail` and `DONE count` on COM1 and leaves through
 //! the debug-exit port. The same files run in QEMU, which keeps the expectations honest:
@@ -55,11 +55,11 @@ fn check(name: &str, bits: Bits, count: usize) {
     let lines = || console.lines().map(str::trim_end);
     let failed: Vec<&str> = lines().filter(|line| line.starts_with("FAIL")).collect();
     let passed = lines().filter(|line| line.starts_with("PASS")).count();
-    let last = lines().last().unwrap_or("nothing");
+    let last = lines().next_back().unwrap_or("nothing");
     let wanted = format!("DONE {count}");
     assert!(
         failed.is_empty() && last == wanted && passed == count,
-        "{name} ended by {ended:?}, {passed} passed, last line {last:?} (should be {wanted:?}):\n{}",
+        "{name} ended by {ended:?}, {passed} passed, last line {last:?}, not {wanted:?}:\n{}",
         failed.join("\n")
     );
     assert!(matches!(ended, Ended::Power(_)), "{name} ended by {ended:?}");
@@ -128,7 +128,7 @@ fn check_in_qemu(name: &str, bits: Bits) {
         .filter(|line| !known.contains(&line.split(':').next().unwrap_or(line)))
         .collect();
     assert!(unknown.is_empty(), "{name} in QEMU:\n{}", unknown.join("\n"));
-    let last = console.lines().last().unwrap_or("nothing");
+    let last = console.lines().next_back().unwrap_or("nothing");
     assert!(last.starts_with("DONE "), "{name} in QEMU ended with {last:?}");
 }
 
