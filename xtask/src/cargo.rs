@@ -51,7 +51,8 @@ pub fn doppel() -> Result<PathBuf> {
     Ok(target.join("release/doppel"))
 }
 
-fn command() -> Command {
+/// `cargo`, to be run in the workspace.
+pub fn command() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace_root());
     command

@@ -5,6 +5,7 @@
 
 mod bench;
 mod cargo;
+mod cosim;
 mod demo;
 mod fuzz;
 mod guest;
@@ -31,6 +32,8 @@ enum Verb {
     Demo(demo::Demo),
     /// Runs every check and test.
     Test(test::Test),
+    /// Compares the engine with the host CPU, instruction by instruction.
+    Cosim(cosim::Cosim),
     /// Measures doppel beside its peers.
     Bench(bench::Bench),
     /// Runs hostile inputs against every door, with coverage guidance.
@@ -55,6 +58,7 @@ fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Demo(demo) => demo.run(),
         Verb::Test(test) => test.run(),
+        Verb::Cosim(cosim) => cosim.run(),
         Verb::Bench(bench) => bench.run(),
         Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Guest(guest) => guest.run(),
