@@ -1,5 +1,5 @@
-//! `cosim [--engine interp|translate|stubs|host] [--seed S] [--cases N] [--only MNEMONIC] [--threads T]
-//! [--keep-going N] [--verbose]`: runs random cases until the first difference.
+//! `cosim [--engine interp|translate|stubs|host] [--seed S] [--cases N] [--only MNEMONIC]
+//! [--threads T] [--keep-going N] [--verbose]`: runs random cases until the first difference.
 //!
 //! Engine `host` runs each case twice on the host: it shows what the host itself leaves to chance.
 

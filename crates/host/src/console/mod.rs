@@ -7,8 +7,8 @@
 //! - stdio and file: [`ConsoleWriter::write`] waits; nothing is lost. [`ConsoleWriter::abandon`]
 //!   ends every wait, and so does an error of the terminal, pipe or file (then what comes is thrown
 //!   away, and the log says so).
-//! - pty and unix: the oldest of [`KEPT_BYTES_MAX`] bytes is dropped and counted; who attaches later
-//!   first gets what was kept.
+//! - pty and unix: the oldest of [`KEPT_BYTES_MAX`] bytes is dropped and counted; who attaches
+//!   later first gets what was kept.
 //! - none: everything is thrown away.
 //!
 //! Input arrives by a callback on a thread of this module, which must not wait for long.
