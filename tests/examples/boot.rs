@@ -3,19 +3,13 @@
 
 #![forbid(unsafe_code)]
 
-use cpu::Engine;
-
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let kernel = args.next().unwrap_or_else(|| "6.1".to_owned());
     let until = args.next().map_or(Ok(u64::MAX), |text| text.parse())?;
     let cmdline = args.next().unwrap_or_else(|| "doppel.end=poweroff".to_owned());
-    let translated = args.next().is_some_and(|engine| engine == "translate");
-    let mut engine: Box<dyn Engine> = Box::new(interp::Interp::new()?);
-    if translated {
-        engine = Box::new(translate::Translator::new(engine, translate::Options::default())?);
-    }
-    let mut guest = whole::Guest::with_engine(512 << 20, Vec::new(), engine)?;
+    let engine = args.next().unwrap_or_else(|| "interp".to_owned());
+    let mut guest = whole::Guest::on(&engine, 512 << 20, Vec::new())?;
     guest.outside.echo = true;
     guest.boot_mini(&kernel, &cmdline)?;
     let started = std::time::Instant::now();

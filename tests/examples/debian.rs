@@ -1,5 +1,5 @@
 //! Boots the Debian guest on a disk image with its console on standard error:
-//! `debian DISK [KERNEL] [CMDLINE]`. The disk is written to.
+//! `debian DISK [KERNEL] [CMDLINE] [interp|translate]`. The disk is written to.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,8 @@ fn main() -> anyhow::Result<()> {
     let cmdline = args.next().unwrap_or_else(|| "doppel.end=poweroff".to_owned());
     let spec = DiskSpec { path: path.into(), format: None, read_only: false };
     let disk = DiskIo::spawn(disk::open(spec)?);
-    let mut guest = whole::Guest::new(1 << 30, vec![disk])?;
+    let engine = args.next().unwrap_or_else(|| "interp".to_owned());
+    let mut guest = whole::Guest::on(&engine, 1 << 30, vec![disk])?;
     guest.outside.echo = true;
     guest.boot_debian(&kernel, &cmdline)?;
     let started = std::time::Instant::now();
@@ -21,5 +22,8 @@ fn main() -> anyhow::Result<()> {
     eprintln!("{ended:?} at {} after {seconds:.2} s", guest.machine.point());
     let rate = guest.engine.instructions() as f64 / seconds / 1e6;
     eprintln!("{rate:.1} M instructions/s, virtual time {}", guest.machine.now());
+    for (name, count) in guest.engine.counters() {
+        eprintln!("{count:>12} {name}");
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use boot::{BootSpec, PlatformTables};
 use cpu::Engine;
 use devices::PowerEvent;
@@ -10,6 +10,7 @@ use disk::DiskIo;
 use interp::Interp;
 use journal::{DiskCompletion, Output, WallClock};
 use machine::{Machine, MachineSpec, Outside, Stop};
+use translate::{Options, Translator};
 
 /// Wall-clock time of test machines at power-on: 2024-01-01 00:00 UTC.
 const WALL_CLOCK: WallClock = WallClock(1_704_067_200_000_000_000);
@@ -87,6 +88,17 @@ impl Guest {
     /// A machine of `memory_size` bytes, interpreted.
     pub fn new(memory_size: u64, disks: Vec<DiskIo>) -> Result<Guest> {
         Guest::with_engine(memory_size, disks, Box::new(Interp::new()?))
+    }
+
+    /// A machine of `memory_size` bytes on the engine of that name.
+    pub fn on(engine: &str, memory_size: u64, disks: Vec<DiskIo>) -> Result<Guest> {
+        let interp = Box::new(Interp::new()?);
+        let engine: Box<dyn Engine> = match engine {
+            "interp" => interp,
+            "translate" => Box::new(Translator::new(interp, Options::default())?),
+            other => bail!("{other}: the engines are interp and translate"),
+        };
+        Guest::with_engine(memory_size, disks, engine)
     }
 
     /// A machine of `memory_size` bytes on `engine`.

@@ -7,7 +7,7 @@
 use types::{PAGE_MASK, PAGE_SHIFT};
 
 /// Entries on each side; a power of two.
-const ENTRIES: usize = 1024;
+const ENTRIES: usize = 4096;
 
 /// Accesses at CPL 3.
 pub const SIDE_USER: u8 = 0;
@@ -19,12 +19,12 @@ pub const SIDE_SUPERVISOR_ANY: u8 = 2;
 pub const SIDE_NONE: u8 = 3;
 const SIDES: usize = 4;
 
-/// Words that an engine may use beside the entries; see [`Block::scratch`].
+/// Words that an engine may use beside the entries; see [`layout::SCRATCH`].
 const SCRATCH_WORDS: usize = 128;
 
 /// One cached walk: the linear address of the page for each kind of access that is allowed, or
 /// the entry's `never`.
-#[repr(C)]
+#[repr(C, align(32))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry {
     read: u64,
@@ -44,17 +44,17 @@ const fn empty(index: usize) -> Entry {
     Entry { read: never, write: never, exec: never, page: 0 }
 }
 
-/// The entries as generated code sees them, and room for such code's own variables beside them.
-#[repr(C, align(4096))]
-struct Block {
-    entries: [[Entry; ENTRIES]; SIDES],
-    scratch: [u64; SCRATCH_WORDS],
+/// Entries of all sides, and behind them room for an engine's own words, in the form of entries.
+const BLOCK_ENTRIES: usize = SIDES * ENTRIES + SCRATCH_WORDS / 4;
+
+const fn place(side: u8, index: usize) -> usize {
+    side as usize % SIDES * ENTRIES + index % ENTRIES
 }
 
 /// Where generated code finds things in the block at [`Tlb::block`]. An entry is hit if its tag
 /// for the kind of access, exclusive-or the linear address, is an offset in a page.
 pub mod layout {
-    use super::{Block, ENTRIES, Entry, SIDES};
+    use super::{ENTRIES, Entry, SIDES};
     use std::mem::offset_of;
 
     /// Bytes of an entry; entry `page number % ENTRIES_COUNT` of a side is the one to look in.
@@ -70,7 +70,7 @@ pub mod layout {
     /// Offset in an entry of the RAM offset of the page, plus the bias.
     pub const PAGE: usize = offset_of!(Entry, page);
     /// Offset of the engine's own words.
-    pub const SCRATCH: usize = offset_of!(Block, scratch);
+    pub const SCRATCH: usize = SIDES * ENTRIES * ENTRY_SIZE;
     /// How many of them there are.
     pub const SCRATCH_WORDS: usize = super::SCRATCH_WORDS;
 
@@ -93,7 +93,7 @@ pub struct Allowed {
 
 /// The TLB of one vCPU.
 pub struct Tlb {
-    block: Box<Block>,
+    block: Box<[Entry; BLOCK_ENTRIES]>,
     /// Side and index of each entry that is not empty, in the order they were filled.
     filled: Vec<(u8, u16)>,
     bias: u64,
@@ -110,9 +110,9 @@ impl Default for Tlb {
 impl Tlb {
     /// An empty TLB.
     pub fn new() -> Tlb {
-        let side = || std::array::from_fn(empty);
-        let entries = std::array::from_fn(|_| side());
-        let block = Box::new(Block { entries, scratch: [0; SCRATCH_WORDS] });
+        let entries: Vec<Entry> = (0..BLOCK_ENTRIES).map(|at| empty(at % ENTRIES)).collect();
+        let block = entries.into_boxed_slice().try_into();
+        let block = block.unwrap_or_else(|_| unreachable!("length is BLOCK_ENTRIES"));
         Tlb { block, filled: Vec::new(), bias: 0, table_writes: 0 }
     }
 
@@ -133,7 +133,7 @@ impl Tlb {
     #[inline(always)]
     fn entry(&self, side: u8, gva: u64) -> &Entry {
         let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
-        &self.block.entries[side as usize % SIDES][index]
+        &self.block[place(side, index)]
     }
 
     #[inline(always)]
@@ -169,7 +169,7 @@ impl Tlb {
         }
         let tag = gva & !PAGE_MASK;
         let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
-        let entry = &mut self.block.entries[side as usize][index];
+        let entry = &mut self.block[place(side, index)];
         if *entry == empty(index) {
             self.filled.push((side, index as u16));
         }
@@ -189,8 +189,7 @@ impl Tlb {
     /// Forgets everything.
     pub fn flush(&mut self) {
         for (side, index) in self.filled.drain(..) {
-            self.block.entries[side as usize % SIDES][index as usize % ENTRIES] =
-                empty(index as usize);
+            self.block[place(side, index as usize)] = empty(index as usize);
         }
     }
 
@@ -198,7 +197,7 @@ impl Tlb {
     pub fn revoke_write(&mut self, page: usize) {
         let page = ((page as u64) << PAGE_SHIFT).wrapping_add(self.bias);
         for &(side, index) in &self.filled {
-            let entry = &mut self.block.entries[side as usize % SIDES][index as usize % ENTRIES];
+            let entry = &mut self.block[place(side, index as usize)];
             if entry.page == page {
                 entry.write = never(index as usize);
             }

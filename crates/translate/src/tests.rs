@@ -12,6 +12,8 @@ const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x18_0000;
 const STACK: u64 = 0x1f_0000;
 const HANDLER: u64 = 0x9000;
+/// A distance at which pages fall in one TLB entry.
+const ALIAS: u64 = (cpu::tlb::layout::ENTRIES_COUNT as u64) << 12;
 const BRANCHES_MAX: u64 = 3000;
 
 struct NoBus;
@@ -45,7 +47,7 @@ struct Guest {
     ram: Ram,
 }
 
-/// Two times 2 MiB of RAM at their own addresses, and the first again at 4 MiB; every vector leads
+/// Two times 2 MiB of RAM at their own addresses, and the first again at ALIAS; every vector leads
 /// to HLT.
 fn guest(code: &[u8]) -> Guest {
     let mut ram = Ram::new(4 << 20).unwrap();
@@ -54,7 +56,7 @@ fn guest(code: &[u8]) -> Guest {
     put(0x2000, 0x3007);
     put(0x3000, 0x87);
     put(0x3008, 0x20_0087);
-    put(0x3010, 0x87);
+    put(0x3000 + (ALIAS >> 21) * 8, 0x87);
     put(0x4008, 0x00af_9b00_0000_ffff);
     for vector in 0..32 {
         put(0x8000 + 16 * vector, HANDLER | 0x8 << 16 | 0x8e00 << 32);
@@ -245,20 +247,19 @@ fn vector_registers_survive_misses_and_faults() {
 
 #[test]
 fn pages_of_one_index_do_not_block_each_other() {
-    // The stack's page is 4 MiB from that of the data: they fall in one TLB entry.
-    check(
-        "conflict",
-        &[
-            0x48, 0xbc, 0, 0x10, 0x58, 0, 0, 0, 0, 0, // mov rsp, DATA + 0x40_1000
-            0xb9, 30, 0, 0, 0, // mov ecx, 30
-            0xff, 0x33, // 1: push qword [rbx]
-            0x58, // pop rax
-            0x48, 0x01, 0x0b, // add [rbx], rcx
-            0xff, 0xc9, // dec ecx
-            0x75, 0xf6, // jnz 1b
-            0xf4,
-        ],
-    );
+    let top = (DATA + ALIAS + 0x1000).to_le_bytes();
+    let mut code = vec![0x48, 0xbc]; // mov rsp, top
+    code.extend(top);
+    code.extend([
+        0xb9, 30, 0, 0, 0, // mov ecx, 30
+        0xff, 0x33, // 1: push qword [rbx]
+        0x58, // pop rax
+        0x48, 0x01, 0x0b, // add [rbx], rcx
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf6, // jnz 1b
+        0xf4,
+    ]);
+    check("conflict", &code);
 }
 
 #[test]
