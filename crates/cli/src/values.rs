@@ -78,7 +78,8 @@ pub fn cpu(text: &str) -> Result<Model, String> {
 pub fn engine(text: &str) -> Result<EngineKind, String> {
     match text {
         "interp" => Ok(EngineKind::Interp),
-        _ => Err("there is interp".into()),
+        "translate" => Ok(EngineKind::Translate),
+        _ => Err("there are interp and translate".into()),
     }
 }
 

@@ -43,7 +43,7 @@ fn usage() {
         (&["run", "--kernel", "x", "--memory", "lots"], &["lots", "512M"]),
         (&["run", "--kernel", "x", "--memory", "-5"], &["-5"]),
         (&["run", "--kernel", "x", "--cpu", "host"], &["host", "v3 and v2"]),
-        (&["run", "--kernel", "x", "--engine", "kvm"], &["kvm", "interp"]),
+        (&["run", "--kernel", "x", "--engine", "kvm"], &["kvm", "interp", "translate"]),
         (&["run", "--kernel", "x", "--disk", "root.img"], &["root.img", "path=FILE"]),
         (&["run", "--kernel", "x", "--net", "bridge"], &["bridge", "tap=NAME"]),
         (&["run", "--kernel", "x", "--net", "user,hostfwd=22"], &["hostfwd=22", "tcp:"]),

@@ -15,6 +15,7 @@ use interp::Interp;
 use journal::WallClock;
 use machine::{DiskSpec, Machine, MachineSpec, NicSpec};
 use memory::Ram;
+use translate::{Options, Translator};
 use types::PAGE_SIZE;
 
 use crate::clock::LiveClock;
@@ -150,12 +151,14 @@ fn check_memory(size: u64) -> Result<(), VmError> {
 }
 
 fn engine(kind: EngineKind) -> Result<Box<dyn Engine>, VmError> {
-    let engine = match kind {
-        EngineKind::Interp => Interp::new(),
-    };
-    match engine {
-        Ok(engine) => Ok(Box::new(engine)),
-        Err(source) => Err(VmError::Engine { engine: kind.name(), source: source.into() }),
+    let refused = |source| VmError::Engine { engine: kind.name(), source };
+    let interp = Interp::new().map_err(|source| refused(source.into()))?;
+    match kind {
+        EngineKind::Interp => Ok(Box::new(interp)),
+        EngineKind::Translate => {
+            let translator = Translator::new(Box::new(interp), Options::default());
+            Ok(Box::new(translator.map_err(|source| refused(source.into()))?))
+        }
     }
 }
 

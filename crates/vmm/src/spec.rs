@@ -66,6 +66,8 @@ pub enum EngineKind {
     /// The reference interpreter.
     #[default]
     Interp,
+    /// The translator.
+    Translate,
 }
 
 impl EngineKind {
@@ -73,6 +75,7 @@ impl EngineKind {
     pub const fn name(self) -> &'static str {
         match self {
             EngineKind::Interp => "interp",
+            EngineKind::Translate => "translate",
         }
     }
 }
