@@ -1,5 +1,6 @@
 //! Boots the mini guest under interpreter and translator at once and compares state hashes:
-//! `lockstep [KERNEL] [BRANCHES] [CMDLINE] [OPTION=VALUE,...]`.
+//! `lockstep [KERNEL] [BRANCHES] [CMDLINE] [OPTION=VALUE,...] [DISK]`. With a disk image it is the
+//! Debian guest, on two copies of the image beside it.
 //!
 //! Every 10,000 branches in the first million, then every million. At the first difference both
 //! machines start again and run to the last point that agreed; from there the difference is
@@ -7,7 +8,11 @@
 
 #![forbid(unsafe_code)]
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
+use cpu::Engine;
+use disk::{DiskIo, DiskSpec};
 use interp::Interp;
 use translate::{Options, Translator};
 use whole::{Ended, Guest};
@@ -17,6 +22,7 @@ struct Arguments {
     until: u64,
     cmdline: String,
     options: Options,
+    disk: Option<String>,
 }
 
 fn options(text: &str) -> Result<Options> {
@@ -37,14 +43,24 @@ fn options(text: &str) -> Result<Options> {
 }
 
 fn boot(arguments: &Arguments, translated: bool) -> Result<Guest> {
-    let interp = Box::new(Interp::new()?);
-    let mut guest = if translated {
-        let engine = Box::new(Translator::new(interp, arguments.options)?);
-        Guest::with_engine(256 << 20, Vec::new(), engine)?
-    } else {
-        Guest::with_engine(256 << 20, Vec::new(), interp)?
+    let mut engine: Box<dyn Engine> = Box::new(Interp::new()?);
+    if translated {
+        engine = Box::new(Translator::new(engine, arguments.options)?);
+    }
+    let Some(disk) = &arguments.disk else {
+        let mut guest = Guest::with_engine(256 << 20, Vec::new(), engine)?;
+        guest.boot_mini(&arguments.kernel, &arguments.cmdline)?;
+        return Ok(guest);
     };
-    guest.boot_mini(&arguments.kernel, &arguments.cmdline)?;
+    let image = Path::new(disk);
+    let prefix = if translated { "translate-" } else { "interp-" };
+    let name = image.file_name().context("the disk is no file")?.to_string_lossy();
+    let path = image.with_file_name(format!("{prefix}{name}"));
+    std::fs::copy(image, &path).with_context(|| format!("cannot copy {disk}"))?;
+    let spec = DiskSpec { path, format: None, read_only: false };
+    let disk = DiskIo::spawn(disk::open(spec)?);
+    let mut guest = Guest::with_engine(1 << 30, vec![disk], engine)?;
+    guest.boot_debian(&arguments.kernel, &arguments.cmdline)?;
     Ok(guest)
 }
 
@@ -66,6 +82,7 @@ fn main() -> Result<()> {
         until: args.next().map_or(Ok(u64::MAX), |text| text.parse())?,
         cmdline: args.next().unwrap_or_else(|| "doppel.end=poweroff".to_owned()),
         options: options(&args.next().unwrap_or_default())?,
+        disk: args.next(),
     };
     let mut guests = pair(&arguments)?;
     let mut good = 0;

@@ -109,7 +109,7 @@ pub(crate) enum Flags {
 }
 
 /// Slots of a table of indirect branches; a power of two.
-pub(crate) const BRANCH_SLOTS: usize = 1 << 14;
+pub(crate) const BRANCH_SLOTS: usize = 1 << 16;
 
 /// One slot: the host address of a target's first byte, and of its translation.
 #[repr(C)]
