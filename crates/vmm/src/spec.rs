@@ -64,9 +64,9 @@ pub struct VmSpec {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineKind {
     /// The reference interpreter.
-    #[default]
     Interp,
     /// The translator.
+    #[default]
     Translate,
 }
 

@@ -60,9 +60,9 @@ pub struct Run {
     /// CPU model: v3 or v2, levels of x86-64.
     #[arg(long, value_name = "MODEL", default_value = "v3", value_parser = values::cpu)]
     cpu: Model,
-    /// What executes the guest: interp, the reference, or translate, many times faster. The guest
+    /// What executes the guest: translate, or interp, the slow reference. The guest
     /// cannot tell which.
-    #[arg(long, value_name = "ENGINE", default_value = "interp", value_parser = values::engine)]
+    #[arg(long, value_name = "ENGINE", default_value = "translate", value_parser = values::engine)]
     engine: EngineKind,
     /// Name among the running VMs; vm-PID if none is given.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
