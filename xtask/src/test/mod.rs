@@ -14,10 +14,11 @@
 mod tally;
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use guests::{Cache, Kernel, workspace_root};
+use guests::{Cache, Kernel, capture, workspace_root};
 
 use crate::cargo::{cargo, command, doppel, has, require_component};
 use crate::cosim::Cosim;
@@ -80,6 +81,9 @@ impl Test {
         tally.check("lints", || {
             cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])
         });
+        if let Some(reason) = tap_refusal() {
+            tally.leave_out("the tests with a tap device", &reason);
+        }
         unit_tests(&mut tally)?;
         if !self.quick && tally.check("guests", || build_guests(self.slow)) {
             let cases = if self.slow { COSIM_CASES_SLOW } else { COSIM_CASES };
@@ -122,6 +126,16 @@ fn unit_tests(tally: &mut Tally) -> Result<()> {
             .tests("examples in documentation", command().args(["test", "--doc"]).args(packages));
     }
     tally.tests("unit tests", command().arg("test").args(packages))
+}
+
+/// Why there can be no tap devices here, if that is so.
+fn tap_refusal() -> Option<String> {
+    let flags = if guests::is_root() { "-nm" } else { "-rnm" };
+    let probe = [flags, "ip", "tuntap", "add", "mode", "tap"];
+    capture(Command::new("unshare").args(probe)).err().map(|error| {
+        let text = format!("{error:#}");
+        format!("no root, no user name spaces: {}", text.lines().last().unwrap_or_default())
+    })
 }
 
 /// The files of whole-machine tests, by name.
