@@ -37,13 +37,22 @@ pub fn inside_namespace(name: &str) -> bool {
         return false;
     }
     let test = std::env::current_exe().expect("the path of this test");
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .arg(flags)
         .arg(test)
         .args(["--exact", name, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
-        .status();
-    assert!(status.is_ok_and(|status| status.success()), "{name} failed in its name space");
+        .output()
+        .expect("unshare starts");
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    // Without what looks like a second result.
+    for line in said.iter().flat_map(|text| text.lines()) {
+        if !line.starts_with("test ") && !line.starts_with("running ") && !line.is_empty() {
+            println!("{line}");
+        }
+    }
+    assert!(output.status.success(), "{name} failed in its name space");
     false
 }
 
