@@ -4,6 +4,7 @@
 //! dropped and counted, as on a real link. It delivers frames by a callback on a thread of its own;
 //! the callback decides what to drop when the guest is slower than the network.
 
+mod handshake;
 mod hostfwd;
 mod passt;
 mod tap;

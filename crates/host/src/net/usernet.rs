@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::handshake::final_ack;
 use super::passt::Passt;
 use super::{FRAME_LEN_MAX, FRAME_LEN_MIN, Forward, NetBackend, NetCounters, NetError, NetEvent};
 use crate::wake::{Wake, poll_all, readable};
@@ -39,6 +40,8 @@ pub const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 0x0a, 0x00, 0x02, 0x02];
 
 /// Bytes of frames that wait for passt; what comes on top is dropped.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// Answers of the network itself that wait for its thread.
+const ANSWERS_MAX: usize = 256;
 /// How long passt may take to come up.
 const START_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -80,6 +83,8 @@ struct Link {
 struct Outgoing {
     /// The rest of a frame, and frames behind it.
     bytes: Vec<u8>,
+    /// Frames that the network itself answers the guest with.
+    for_guest: Vec<Vec<u8>>,
     down: bool,
     stopping: bool,
 }
@@ -118,6 +123,7 @@ impl NetBackend for UserNet {
         let whole = (FRAME_LEN_MIN..=FRAME_LEN_MAX).contains(&frame.len());
         if whole && self.link.send_frame(frame) {
             self.counters.sent += 1;
+            self.link.answer(frame);
         } else {
             self.counters.dropped += 1;
         }
@@ -159,6 +165,17 @@ impl Link {
             }
         }
         true
+    }
+
+    /// Gives the guest the acknowledgement that passt may withhold.
+    fn answer(&self, frame: &[u8]) {
+        if let Some(ack) = final_ack(frame) {
+            let mut outgoing = self.lock();
+            if outgoing.for_guest.len() < ANSWERS_MAX {
+                outgoing.for_guest.push(ack);
+                self.wake.wake();
+            }
+        }
     }
 
     /// Sends as much as the socket takes. An error shows up at the reader, too.
@@ -226,6 +243,8 @@ impl<F: FnMut(NetEvent)> Reader<F> {
                 Ok(Next::Read) => {}
                 Err(error) => break error.to_string(),
             }
+            let answers = std::mem::take(&mut self.link.lock().for_guest);
+            answers.into_iter().for_each(|frame| (self.on_event)(NetEvent::Frame(frame)));
             match self.receive() {
                 Ok(true) => {}
                 Ok(false) => break String::new(),
@@ -270,7 +289,7 @@ impl<F: FnMut(NetEvent)> Reader<F> {
                 return Ok(Next::Stop);
             }
             self.link.push(&mut outgoing);
-            if readable(&fds[0]) {
+            if readable(&fds[0]) || !outgoing.for_guest.is_empty() {
                 return Ok(Next::Read);
             }
         }
