@@ -10,7 +10,7 @@ use whole::scratch::Scratch;
 use whole::terminal::Terminal;
 
 const RUN_TIME_MAX: Duration = Duration::from_secs(180);
-const PROMPT: &str = "~ # ";
+const PROMPT: &str = "/ # ";
 
 /// Starts mini in the foreground of a terminal, lets `act` end it, checks status and terminal.
 fn ends(
