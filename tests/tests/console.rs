@@ -50,7 +50,7 @@ fn a_shell_is_used_and_left() {
         terminal.wait_for("still-41", RUN_TIME_MAX);
         terminal.type_text("\x01h");
         terminal.wait_for("Ctrl-A X", RUN_TIME_MAX);
-        terminal.type_text("poweroff\r");
+        terminal.type_text("poweroff -f\r");
     });
 }
 

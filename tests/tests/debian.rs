@@ -8,7 +8,7 @@ use whole::dmesg::complaints;
 const JOB: &str = r#"
 echo "state $(systemctl is-system-running --wait)"
 systemctl --failed --no-legend --plain
-echo "root $(findmnt -no FSTYPE,SOURCE /)"
+echo "root $(findmnt -nro FSTYPE,SOURCE /)"
 python3 -c 'import json, sys; print("python", json.loads("[1, 2]")[1] + 1)'
 echo 'SELECT "sqlite " || (6 * 7);' | sqlite3
 echo "openssl $(printf abc | openssl sha256 -r | cut -c1-16)"
