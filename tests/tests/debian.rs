@@ -21,8 +21,10 @@ dmesg --raw | sed 's/^/LOG /'
 fn debian_boots_works_and_powers_off_when_asked_to() {
     let debian = Debian::new("6.1");
     // In virtual time: on a busy host the engine is slower than systemd's patience.
-    let vm =
-        debian.with_job(&[("job", JOB.as_bytes())], false).args("--seed 1 --grace 20min --engine interp").start();
+    let vm = debian
+        .with_job(&[("job", JOB.as_bytes())], false)
+        .args("--seed 1 --grace 20min --engine interp")
+        .start();
     vm.wait_for("doppel login:", BOOT);
     println!("login prompt after {:.0?}", vm.elapsed());
     vm.wait_for("DOPPEL-BEGIN job", BOOT);
