@@ -37,6 +37,7 @@ pub(crate) const RUN_FUNCTIONS: &str = include_str!("../files/run-functions");
 /// Where each script goes.
 const SCRIPTS: &[(&str, &str)] = &[
     ("init", include_str!("../files/mini-init")),
+    ("etc/profile", include_str!("../files/mini-profile")),
     ("bin/doppel-disk", include_str!("../files/mini-disk")),
     ("bin/doppel-net", include_str!("../files/mini-net")),
     ("bin/doppel-dhcp", include_str!("../files/mini-dhcp")),
@@ -145,7 +146,7 @@ fn archive(cache: &Cache, kernel: &KernelFiles, extra: Option<&Path>) -> Result<
         archive.link(name, &format!("usr/{name}"));
     }
     let inner = |name: &str| match name {
-        "init" => name.to_owned(),
+        "init" | "etc/profile" => name.to_owned(),
         _ => format!("usr/{name}"),
     };
     busybox(&mut archive)?;
