@@ -71,6 +71,8 @@ fn engine_settings_do_not_change_the_run() {
     for (name, every, more) in [
         ("odd", 10_000_019, "--warp"),
         ("waits", 30 * EVERY, "--name another"),
+        // The other engine altogether.
+        ("interp", 50 * EVERY, "--warp --engine interp"),
         ("elsewhere", 70 * EVERY, "--warp --serial2 pty --grace 1s"),
     ] {
         let (log, other) = lab.run(name, every, more);
