@@ -366,7 +366,7 @@ impl Cpu<'_> {
             self.return_protected(&mut stack, selector, rip, flags, size)?;
         }
         self.vcpu.pending.nmi_blocked = false;
-        self.vcpu.attention = true;
+        self.vcpu.attention |= self.interrupt_waits();
         Ok(())
     }
 
@@ -479,7 +479,7 @@ impl Cpu<'_> {
             // Unlike IRET and POPF, SYSRET that sets TF traps before the next instruction.
             self.vcpu.pending.debug |= crate::state::DR6_BS;
         }
-        self.vcpu.attention = true;
+        self.vcpu.attention |= self.interrupt_waits();
         Ok(())
     }
 
@@ -521,7 +521,7 @@ impl Cpu<'_> {
         self.vcpu.regs.gpr[gpr::RIP] = rip & mask;
         let cs = base.wrapping_add(if to_64 { 32 } else { 16 });
         self.set_flat_segments(cs | 3, cs.wrapping_add(8) | 3, 3, to_64);
-        self.vcpu.attention = true;
+        self.vcpu.attention |= self.interrupt_waits();
         Ok(())
     }
 

@@ -1,11 +1,13 @@
 //! One basic block: guest bytes to instructions, instructions to host code.
 //!
 //! A block lies in one page and ends at its first branch, before its first instruction that is
-//! for the fall-back engine, at the page's end, or at the limit. Its first four bytes move the
-//! flags from RFLAGS to AX; the entry behind them takes them in AX.
+//! for the fall-back engine, at the page's end, or at the limit. An instruction that reaches into
+//! the next page is a block of its own, which checks what the next page is. A block's first four
+//! bytes move the flags from RFLAGS to AX; the entry behind them takes them in AX.
 
 use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory,
+    Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction,
+    InstructionInfoFactory, Mnemonic,
 };
 
 use crate::assembler::{Assembler, condition};
@@ -32,13 +34,34 @@ pub(crate) type Emitted = Result<(), Unsupported>;
 enum End {
     /// With a branch, its last instruction.
     Branch,
-    /// Before an instruction for the fall-back engine; its mnemonic.
+    /// Before an instruction for the fall-back engine after which nothing is known; its mnemonic.
     Step(u16),
     /// Before an instruction of the same page.
     Limit,
-    /// At the page's end.
+    /// At the page's end, or past it.
     Page,
 }
+
+/// Guest code to be translated.
+pub(crate) struct Source<'a> {
+    pub(crate) page: &'a [u8; 4096],
+    /// Offset of the block.
+    pub(crate) start: u16,
+    /// The page behind it, if the instruction at `start` reaches into it.
+    pub(crate) next: Option<NextPage>,
+}
+
+/// What an instruction on two pages needs to know of the second.
+#[derive(Clone, Copy)]
+pub(crate) struct NextPage {
+    /// Its address in the host.
+    pub(crate) host: u64,
+    /// Its first bytes.
+    pub(crate) bytes: [u8; INSTRUCTION_SIZE_MAX - 1],
+}
+
+/// Longest instruction in bytes (SDM vol. 2, 2.3.11).
+pub(crate) const INSTRUCTION_SIZE_MAX: usize = 15;
 
 /// Code that is not on the straight path, to be put behind the block.
 pub(crate) enum Stub {
@@ -71,6 +94,8 @@ pub(crate) struct Emitter<'a> {
     stubs: Vec<Stub>,
     pub(crate) flags: Flags,
     pub(crate) unretired: bool,
+    /// The lookup being emitted is a string instruction's.
+    pub(crate) in_string: bool,
     /// Offset in the page of the instruction being emitted, and of the next.
     pub(crate) offset: u16,
     pub(crate) next: u16,
@@ -83,7 +108,7 @@ pub(crate) struct Block {
     pub(crate) faults: Vec<FaultSite>,
     /// Guest instructions in it.
     pub(crate) insns: usize,
-    /// Guest bytes it depends on.
+    /// Guest bytes it depends on; those past the page's end are in the next.
     pub(crate) guest_len: u64,
 }
 
@@ -94,38 +119,73 @@ pub(crate) struct Place {
     pub(crate) first_site: SiteId,
 }
 
-/// Translates the block at `start` of the page that `bytes` are the contents of.
+/// Translates the block at the start of `source`.
 pub(crate) fn translate(
     workshop: &mut Workshop,
     mode: Mode,
-    bytes: &[u8; 4096],
-    start: u16,
+    source: &Source<'_>,
     place: Place,
 ) -> Block {
-    let (mut insns, mut end, guest_end) = discover(workshop.options, mode, bytes, start);
+    let (mut insns, mut end, guest_end) = match &source.next {
+        None => discover(workshop.options, mode, source),
+        Some(next) => discover_on_two(mode, source, next),
+    };
     loop {
         let mut emitter = Emitter::new(workshop, mode, place);
-        match emitter.block(&insns, end, start) {
+        match emitter.block(&insns, end, source) {
             Ok(()) => {
-                let guest_len = (guest_end - u64::from(start)).max(1);
+                let guest_len = (guest_end - u64::from(source.start)).max(1);
                 return emitter.finish(insns.len(), guest_len);
             }
-            Err(index) => {
+            Err(index) if ends_block(&insns[index].0) => {
                 end = End::Step(insns[index].0.mnemonic() as u16);
                 insns.truncate(index);
             }
+            Err(index) => insns[index].1 = Class::Step,
         }
     }
 }
 
+/// Whether the instruction at `start` reaches into the next page.
+pub(crate) fn is_on_two_pages(page: &[u8; 4096], start: u16) -> bool {
+    let window = &page[usize::from(start)..];
+    if window.len() >= INSTRUCTION_SIZE_MAX {
+        return false;
+    }
+    let mut decoder = Decoder::new(64, window, DecoderOptions::NONE);
+    decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+}
+
 /// The instructions of the block, how it ends, and where the bytes it depends on end.
-fn discover(
-    options: Options,
-    mode: Mode,
-    bytes: &[u8; 4096],
-    start: u16,
-) -> (Vec<(Instruction, Class)>, End, u64) {
-    let window = &bytes[usize::from(start)..];
+type Discovered = (Vec<(Instruction, Class)>, End, u64);
+
+/// As [`discover`], for one instruction that reaches into the next page.
+fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage) -> Discovered {
+    let mut bytes = source.page[usize::from(source.start)..].to_vec();
+    bytes.extend(next.bytes);
+    let start = u64::from(source.start);
+    let instruction = Decoder::with_ip(64, &bytes, start, DecoderOptions::NONE).decode();
+    let class = classify(&instruction, mode);
+    let end = start + instruction.len().max(1) as u64;
+    match class {
+        Class::Step if ends_block(&instruction) => {
+            (Vec::new(), End::Step(instruction.mnemonic() as u16), end)
+        }
+        Class::Branch => (vec![(instruction, class)], End::Branch, end),
+        _ => (vec![(instruction, class)], End::Page, end),
+    }
+}
+
+/// Whether an instruction for the fall-back engine does not lead to the next one.
+fn ends_block(instruction: &Instruction) -> bool {
+    instruction.flow_control() != FlowControl::Next
+        || instruction.is_invalid()
+        || instruction.mnemonic() == Mnemonic::Hlt
+}
+
+fn discover(options: Options, mode: Mode, source: &Source<'_>) -> Discovered {
+    let start = source.start;
+    let window = &source.page[usize::from(start)..];
     let mut decoder = Decoder::with_ip(64, window, u64::from(start), DecoderOptions::NONE);
     let mut insns = Vec::new();
     loop {
@@ -135,12 +195,14 @@ fn discover(
         if insns.len() >= options.block_insns_max {
             return (insns, End::Limit, decoder.ip());
         }
+        let at = decoder.ip();
         let instruction = decoder.decode();
         if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-            return (insns, End::Step(0), 4096);
+            assert!(!insns.is_empty(), "a block of its own");
+            return (insns, End::Limit, at);
         }
         let class = classify(&instruction, mode);
-        if class == Class::Step {
+        if class == Class::Step && ends_block(&instruction) {
             return (insns, End::Step(instruction.mnemonic() as u16), decoder.ip());
         }
         insns.push((instruction, class));
@@ -163,16 +225,27 @@ impl<'a> Emitter<'a> {
             stubs: Vec::new(),
             flags: Flags::Saved,
             unretired: false,
+            in_string: false,
             offset: 0,
             next: 0,
         }
     }
 
-    fn block(&mut self, insns: &[(Instruction, Class)], end: End, start: u16) -> Result<(), usize> {
+    fn block(
+        &mut self,
+        insns: &[(Instruction, Class)],
+        end: End,
+        source: &Source<'_>,
+    ) -> Result<(), usize> {
         self.unretired = end == End::Branch;
-        self.offset = start;
-        self.next = start;
+        self.offset = source.start;
+        self.next = source.start;
         self.prologue(insns);
+        if let Some(next) = &source.next
+            && !insns.is_empty()
+        {
+            self.check_next_page(next.host);
+        }
         for (index, (instruction, class)) in insns.iter().enumerate() {
             self.offset = self.next;
             self.next = self.offset + instruction.len() as u16;
@@ -180,9 +253,12 @@ impl<'a> Emitter<'a> {
         }
         match end {
             End::Branch => {}
-            End::Step(mnemonic) => self.leave_here(Why::Step(mnemonic)),
+            End::Step(mnemonic) => self.leave_here(Why::Step { mnemonic, then: None }),
             End::Limit => self.link(None, i64::from(self.next)).expect("in the page"),
-            End::Page => self.leave_here(Why::Goto),
+            End::Page => {
+                self.offset = self.next;
+                self.link(None, i64::from(self.next)).expect("near enough");
+            }
         }
         self.emit_stubs();
         Ok(())
@@ -204,7 +280,8 @@ impl<'a> Emitter<'a> {
         if self.workshop.options.count_instructions {
             self.code.put(&[0x65, 0x48, 0x83, 0x04, 0x25]); // add qword gs:[..], n
             self.code.put(&layout::INSTRUCTIONS.to_le_bytes());
-            self.code.put(&[insns.len().min(127) as u8]);
+            let count = insns.iter().filter(|(_, class)| *class != Class::Step).count();
+            self.code.put(&[count.min(127) as u8]);
         }
         if insns.iter().any(|(_, class)| *class == Class::Compute { vectors: true }) {
             self.code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[VECTORS], 0
@@ -223,8 +300,12 @@ impl<'a> Emitter<'a> {
             Class::Stack => self.stack(instruction),
             Class::Address => self.load_address(instruction),
             Class::System => self.system(instruction),
+            Class::String => self.string(instruction),
             Class::Compute { vectors } => self.compute(instruction, vectors),
-            Class::Step => Err(Unsupported),
+            Class::Step => {
+                self.step(instruction.mnemonic());
+                Ok(())
+            }
         }
     }
 
@@ -246,7 +327,8 @@ impl<'a> Emitter<'a> {
 
     /// A site at the instruction being emitted.
     pub(crate) fn site(&self, why: Why) -> Site {
-        Site { why, offset: self.offset, unretired: self.unretired }
+        let Emitter { offset, unretired, in_string, .. } = *self;
+        Site { why, offset, unretired, in_string }
     }
 
     /// Offset in code memory of what is emitted next.
@@ -254,10 +336,23 @@ impl<'a> Emitter<'a> {
         self.origin + self.code.here() as u32
     }
 
+    /// Offset in code memory of the block's entry with flags in AX.
+    pub(crate) fn entry_place(&self) -> u32 {
+        self.origin + SAVED_ENTRY
+    }
+
     /// Leaves by a site when the jump at `jump` is taken.
     pub(crate) fn leave_if(&mut self, jump: usize, why: Why) {
         let site = self.site(why);
         self.stubs.push(Stub::Leave { jump, site, flags: self.flags });
+    }
+
+    /// Has the fall-back engine execute the instruction, and comes back.
+    fn step(&mut self, mnemonic: Mnemonic) {
+        self.save_flags();
+        let jump = self.code.jump();
+        let then = Some((self.next - self.offset, self.place()));
+        self.leave_if(jump, Why::Step { mnemonic: mnemonic as u16, then });
     }
 
     /// Leaves at the end of a block that ends in no branch.
@@ -279,7 +374,8 @@ impl<'a> Emitter<'a> {
         self.stubs.push(match u16::try_from(target) {
             Ok(offset) if offset < 4096 => {
                 let why = Why::Link { patch: self.origin + jump as u32, flags };
-                Stub::Leave { jump, site: Site { why, offset, unretired: false }, flags }
+                let site = Site { why, offset, unretired: false, in_string: false };
+                Stub::Leave { jump, site, flags }
             }
             _ => Stub::Far { jump, target: far, flags, site: self.site(Why::Goto) },
         });

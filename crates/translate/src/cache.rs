@@ -3,17 +3,18 @@
 //! Code memory is filled from the front; when it is full, all translations are dropped. When
 //! code of a page is overwritten (`Ram::code_generation`), the translations of that page are
 //! forgotten: links lead within a page, so nothing else leads to them but the tables of indirect
-//! branches and the far branches that the page knows, which are cleaned.
+//! branches and the far branches that the page knows, which are cleaned. With them go those of
+//! pages whose last instruction reaches into it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cpu::Cpu;
+use cpu::{Access, Cpu};
 use iced_x86::{Encoder, InstructionInfoFactory};
 use memory::{Ram, RamOffset};
-use types::PAGE_MASK;
+use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::block::{self, BLOCK_BYTES_MAX, Place, SAVED_ENTRY, Workshop};
+use crate::block::{self, BLOCK_BYTES_MAX, NextPage, Place, SAVED_ENTRY, Source, Workshop};
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
@@ -27,13 +28,37 @@ use crate::trampoline::{self, Trampolines};
 const ALIGNMENT: usize = 16;
 const FREE: BranchSlot = BranchSlot { key: 0, target: 0 };
 
+/// Times a page's last instruction is translated again because another page follows.
+const NEXT_PAGES_MAX: u32 = 64;
+
 /// Translations of one RAM page.
+#[derive(Default)]
 struct Page {
     generation: u32,
     /// Offset in code memory of the entry with flags in AX, by offset in the page and mode.
     blocks: BTreeMap<(u16, Mode), u32>,
     /// Branches of other pages that are linked to these translations.
     incoming: Vec<FarBranch>,
+    /// Pages with an instruction that reaches into this one.
+    reaching: BTreeSet<usize>,
+    /// Times an instruction that reaches into the next page was translated for another one.
+    next_pages: u32,
+}
+
+impl Page {
+    fn new(generation: u32) -> Page {
+        Page { generation, ..Page::default() }
+    }
+}
+
+/// Guest code to be found or translated.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Where it is.
+    pub(crate) at: RamOffset,
+    /// Linear address.
+    pub(crate) gva: u64,
+    pub(crate) mode: Mode,
 }
 
 /// A direct branch to another page, as in [`crate::site::Why::Far`].
@@ -123,25 +148,48 @@ impl Cache {
         self.code_writes = ram.code_writes();
     }
 
+    /// Whether `sync` would do nothing.
+    pub(crate) fn is_right(&self, ram: &Ram) -> bool {
+        self.code_writes == ram.code_writes()
+    }
+
     #[cold]
     fn drop_stale(&mut self, ram: &Ram, statistics: &mut Statistics) {
-        let stale: Vec<usize> = self
+        let mut stale: Vec<usize> = self
             .pages
             .iter()
             .filter(|(page, translated)| translated.generation != ram.code_generation(**page))
             .map(|(page, _)| *page)
             .collect();
-        for page in stale {
+        while let Some(page) = stale.pop() {
+            let Some(translated) = self.pages.remove(&page) else { continue };
             statistics.invalidated_pages += 1;
-            let translated = self.pages.remove(&page).expect("listed just above");
             for &(offset, mode) in translated.blocks.keys() {
-                let at = ((page as u64) << types::PAGE_SHIFT) + u64::from(offset);
+                let at = ((page as u64) << PAGE_SHIFT) + u64::from(offset);
                 self.forget_branches_to(self.ram_base + at, mode);
             }
             for branch in translated.incoming {
                 self.unlink_far(branch);
             }
+            stale.extend(translated.reaching);
         }
+    }
+
+    /// The translation with entry `entry` is of an instruction that reaches into another page
+    /// now. Forgets it, so that it is translated again; false if that happened too often.
+    pub(crate) fn forget(&mut self, wanted: Wanted, entry: u32) -> bool {
+        let Some(page) = self.pages.get_mut(&wanted.at.page()) else { return true };
+        let key = ((wanted.at.0 & PAGE_MASK) as u16, wanted.mode);
+        if page.blocks.get(&key) != Some(&entry) {
+            return true;
+        }
+        page.next_pages += 1;
+        if page.next_pages > NEXT_PAGES_MAX {
+            return false;
+        }
+        page.blocks.remove(&key);
+        self.forget_branches_to(self.ram_base + wanted.at.0, wanted.mode);
+        true
     }
 
     fn forget_branches_to(&mut self, key: u64, mode: Mode) {
@@ -159,26 +207,29 @@ impl Cache {
         table.get_or_insert_with(|| vec![FREE; BRANCH_SLOTS].into_boxed_slice()).as_ptr() as u64
     }
 
-    /// The translation of the code at `at`, made if need be: offset of its entry with flags in AX.
+    /// The translation of the code at `wanted`, made if need be: offset of its entry with flags in
+    /// AX. `None` if its first instruction cannot be fetched whole.
     pub(crate) fn get(
         &mut self,
         cpu: &mut Cpu<'_>,
-        at: RamOffset,
-        mode: Mode,
+        wanted: Wanted,
         statistics: &mut Statistics,
-    ) -> u32 {
+    ) -> Option<u32> {
+        // A page walk may have set bits in a page that is both code and page table.
+        self.sync(cpu.ram, statistics);
+        let Wanted { at, mode, .. } = wanted;
         let key = self.ram_base + at.0;
         if let Some(table) = &self.tables[mode.index()] {
             let slot = table[branch_slot(key)];
             if slot.key == key {
-                return (slot.target - self.code.base()) as u32;
+                return Some((slot.target - self.code.base()) as u32);
             }
         }
         let offset = (at.0 & PAGE_MASK) as u16;
         let known = self.pages.get(&at.page()).and_then(|page| page.blocks.get(&(offset, mode)));
         let entry = match known {
             Some(&entry) => entry,
-            None => self.translate(cpu, at, mode, statistics),
+            None => self.translate(cpu, wanted, statistics)?,
         };
         let target = self.code.base() + u64::from(entry);
         if self.workshop.options.links
@@ -186,27 +237,40 @@ impl Cache {
         {
             table[branch_slot(key)] = BranchSlot { key, target };
         }
-        entry
+        Some(entry)
     }
 
     fn translate(
         &mut self,
         cpu: &mut Cpu<'_>,
-        at: RamOffset,
-        mode: Mode,
+        wanted: Wanted,
         statistics: &mut Statistics,
-    ) -> u32 {
+    ) -> Option<u32> {
+        let Wanted { at, mode, .. } = wanted;
         let full = self.used + BLOCK_BYTES_MAX > self.code.size();
         if full || self.sites.len() + BLOCK_BYTES_MAX > SITE_LOOKUP as usize {
             self.flush(statistics);
         }
         let start = (at.0 & PAGE_MASK) as u16;
-        let mut bytes = [0; 4096];
-        cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut bytes);
+        let mut page = [0; 4096];
+        cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut page);
+        let mut source = Source { page: &page, start, next: None };
+        let mut next_at = None;
+        if block::is_on_two_pages(&page, start) {
+            let next = self.next_page(cpu, wanted)?;
+            self.sync(cpu.ram, statistics);
+            source.next = Some(self.next_page_bytes(cpu, next));
+            next_at = Some(next);
+        }
         let place = Place { origin: self.used as u32, first_site: self.sites.len() as SiteId };
-        let block = block::translate(&mut self.workshop, mode, &bytes, start, place);
-        if cpu.ram.mark_code(at, block.guest_len) {
-            cpu.vcpu.tlb.revoke_write(at.page());
+        let block = block::translate(&mut self.workshop, mode, &source, place);
+        let in_page = block.guest_len.min(PAGE_SIZE - u64::from(start));
+        mark_code(cpu, at, in_page);
+        if let Some(next) = next_at {
+            mark_code(cpu, next, (block.guest_len - in_page).max(1));
+            let generation = cpu.ram.code_generation(next.page());
+            let page = self.pages.entry(next.page()).or_insert_with(|| Page::new(generation));
+            page.reaching.insert(at.page());
         }
         self.code.write(self.used, &block.code);
         self.used = (self.used + block.code.len()).next_multiple_of(ALIGNMENT);
@@ -216,15 +280,24 @@ impl Cache {
         statistics.translated += block.insns as u64;
         statistics.code_bytes += block.code.len() as u64;
         let generation = cpu.ram.code_generation(at.page());
-        let page = self.pages.entry(at.page()).or_insert_with(|| Page {
-            generation,
-            blocks: BTreeMap::new(),
-            incoming: Vec::new(),
-        });
+        let page = self.pages.entry(at.page()).or_insert_with(|| Page::new(generation));
         assert!(page.generation == generation, "stale translations were dropped before");
         let entry = place.origin + SAVED_ENTRY;
         page.blocks.insert((start, mode), entry);
-        entry
+        Some(entry)
+    }
+
+    /// Where the page behind that of `wanted` is, unless fetching there raises something or it is
+    /// not RAM.
+    fn next_page(&self, cpu: &mut Cpu<'_>, wanted: Wanted) -> Option<RamOffset> {
+        let gva = (wanted.gva & !PAGE_MASK).wrapping_add(PAGE_SIZE);
+        fetch_place(cpu, gva)
+    }
+
+    fn next_page_bytes(&self, cpu: &Cpu<'_>, next: RamOffset) -> NextPage {
+        let mut bytes = [0; block::INSTRUCTION_SIZE_MAX - 1];
+        cpu.ram.load_bytes(next, &mut bytes);
+        NextPage { host: self.ram_base + next.0, bytes }
     }
 
     /// What is known about a site.
@@ -265,5 +338,25 @@ impl Cache {
     pub(crate) fn link(&mut self, patch: u32, flags: Flags, entry: u32) {
         let entry = if flags == Flags::Host { entry - SAVED_ENTRY } else { entry };
         self.lead(patch, entry);
+    }
+}
+
+/// Where the code at `gva` is, unless fetching there raises something or it is not RAM.
+pub(crate) fn fetch_place(cpu: &mut Cpu<'_>, gva: u64) -> Option<RamOffset> {
+    let side = cpu.vcpu.mode.walk_side;
+    match cpu.vcpu.tlb.lookup_exec(side, gva) {
+        Some(at) => Some(RamOffset(at)),
+        None if !cpu.is_valid_linear(gva) => None,
+        None => match cpu.translate(side, gva, Access::Exec) {
+            Ok(cpu::Place::Ram(at)) => Some(at),
+            _ => None,
+        },
+    }
+}
+
+/// Has writes to the code noticed.
+fn mark_code(cpu: &mut Cpu<'_>, at: RamOffset, len: u64) {
+    if cpu.ram.mark_code(at, len) {
+        cpu.vcpu.tlb.revoke_write(at.page());
     }
 }

@@ -6,6 +6,8 @@ use iced_x86::{
     Code, CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, RflagsBits,
 };
 
+use crate::string;
+
 /// Everything about the vCPU that a translation depends on; constant while translated code runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mode {
@@ -71,6 +73,8 @@ pub(crate) enum Class {
     },
     /// CLI, STI, CLD, STD, PUSHF, SWAPGS.
     System,
+    /// MOVS, STOS, LODS, SCAS and CMPS.
+    String,
     /// For the fall-back engine.
     Step,
 }
@@ -128,6 +132,7 @@ pub(crate) fn classify(instruction: &Instruction, mode: Mode) -> Class {
         Cld | Std | Pushfq => return Class::System,
         Jmp | Call | Ret | Loop | Loope | Loopne | Jrcxz => return branch(instruction),
         _ if instruction.is_jcc_short_or_near() => return branch(instruction),
+        _ if string::is_translated(instruction) => return Class::String,
         _ => {}
     }
     if !native::is_computation(instruction) || native::uses_x87(instruction) {

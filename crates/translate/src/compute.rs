@@ -197,14 +197,16 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    fn load_home(&mut self, to: u8, guest: u8) {
+    /// A guest register to host register `to`.
+    pub(crate) fn load_home(&mut self, to: u8, guest: u8) {
         match HOME[usize::from(guest)] {
             Home::Host(from) => self.code.copy(to, from),
             Home::Word(word) => self.code.op_word(Op::Load, to, word),
         }
     }
 
-    fn store_home(&mut self, from: u8, guest: u8) {
+    /// Host register `from` to a guest register.
+    pub(crate) fn store_home(&mut self, from: u8, guest: u8) {
         match HOME[usize::from(guest)] {
             Home::Host(to) => self.code.copy(to, from),
             Home::Word(word) => self.code.op_word(Op::Store, from, word),

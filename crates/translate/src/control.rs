@@ -77,6 +77,19 @@ impl Emitter<'_> {
         self.code.lea(to, to, target);
     }
 
+    /// Leaves unless the page behind this one is the one at host address `host`.
+    pub(crate) fn check_next_page(&mut self, host: u64) {
+        let resume = self.place();
+        self.linear(host::RDI, 4096);
+        self.check(Access::Exec, 1, resume);
+        self.add_page();
+        self.code.put(&[0x48, 0xbe]); // mov rsi, host
+        self.code.put(&host.to_le_bytes());
+        self.code.put(&[0x48, 0x39, 0xf7]); // cmp rdi, rsi
+        let differs = self.code.jump_if(condition::NOT_EQUAL);
+        self.leave_if(differs, Why::NextPage { entry: self.entry_place() });
+    }
+
     /// To a fixed target in another page; flags are in AX.
     pub(crate) fn go_far(&mut self, target: i32) {
         let resume = self.place();

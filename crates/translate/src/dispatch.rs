@@ -8,19 +8,22 @@ use cpu::{
     gpr,
 };
 use iced_x86::Mnemonic;
-use memory::RamOffset;
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::cache::{Cache, FarBranch};
+use crate::cache::{Cache, FarBranch, Wanted, fetch_place};
 use crate::classify::Mode;
 use crate::layout::{self, Flags};
 use crate::options::Options;
 use crate::site::{SITE_FAULT, SITE_LOOKUP, Site, SiteId, Why};
 use crate::statistics::Statistics;
+use crate::string;
 
 /// Dispatches after which control goes back even if nothing happened.
 const DISPATCHES_MAX: u32 = 1 << 16;
+/// Times translated code is entered after which the same holds: one string instruction over
+/// terabytes, for instance.
+const ENTRIES_MAX: u32 = 1 << 18;
 /// Branches the fall-back engine runs at a time where nothing is translated.
 const FOREIGN_BRANCHES: u64 = 64;
 /// TLB fills for one instruction before the fall-back engine executes it.
@@ -37,10 +40,19 @@ enum Reason {
     Miss,
     Target,
     Fault,
+    NextPage,
+    String,
 }
 
-const REASONS: [&str; 5] =
-    ["(fetch)", "(between instructions)", "(access)", "(branch target)", "(exception)"];
+const REASONS: [&str; 7] = [
+    "(fetch)",
+    "(between instructions)",
+    "(access)",
+    "(branch target)",
+    "(exception)",
+    "(next page)",
+    "(access of a string instruction)",
+];
 
 /// The words beside the TLB.
 #[derive(Clone, Copy)]
@@ -77,6 +89,8 @@ pub struct Translator {
     instructions: u64,
     /// Executing one instruction.
     stepping: bool,
+    /// Times translated code was entered in this run.
+    turns: u32,
     /// Where translated code was resumed after the last TLB fill, and how often there.
     filled_for: u32,
     fills_in_a_row: u32,
@@ -111,6 +125,7 @@ impl Translator {
             dispatches: 0,
             instructions: 0,
             stepping: false,
+            turns: 0,
             filled_for: 0,
             fills_in_a_row: 0,
         })
@@ -142,16 +157,41 @@ impl Translator {
         }
     }
 
-    /// The instruction for which a translation left.
-    fn step_instruction(&mut self, cpu: &mut Cpu<'_>, mnemonic: u16) {
+    /// The instruction for which a translation left; `then` is its length and where the next is.
+    fn step_instruction(
+        &mut self,
+        leaving: &mut Leaving<'_, '_>,
+        mnemonic: u16,
+        then: Option<(u16, u32)>,
+    ) -> Next {
         self.steps[mnemonic as usize % MNEMONICS] += 1;
-        if is_string(mnemonic) && !self.stepping {
-            // All iterations at once, and what follows up to the next branch.
-            let until = cpu.vcpu.branches + 1;
-            self.fallback.run(cpu, until);
-        } else {
-            self.fall_back(cpu);
+        if string::is_string(mnemonic) {
+            self.run_string(leaving.cpu);
+            return Next::Boundary;
         }
+        let before = leaving.cpu.vcpu.point();
+        self.fall_back(leaving.cpu);
+        if let Some((len, resume)) = then
+            && self.options.links
+            && leaving.cpu.vcpu.regs.rip() == before.rip.wrapping_add(u64::from(len))
+            && leaving.cpu.vcpu.branches == before.branches
+            && leaving.is_undisturbed()
+            && self.cache.is_right(leaving.cpu.ram)
+        {
+            leaving.refresh();
+            return Next::Enter(resume);
+        }
+        Next::Boundary
+    }
+
+    /// A string instruction by the fall-back engine: all iterations at once, and what follows up
+    /// to the next branch.
+    fn run_string(&mut self, cpu: &mut Cpu<'_>) {
+        if self.stepping {
+            return self.fall_back(cpu);
+        }
+        let until = cpu.vcpu.branches + 1;
+        self.fallback.run(cpu, until);
     }
 
     /// What lies between instructions, or code of a kind that is not translated.
@@ -185,17 +225,20 @@ impl Translator {
     /// The translation of the code at linear address `rip`, unless fetching there raises
     /// something or it is not RAM.
     fn lookup(&mut self, cpu: &mut Cpu<'_>, mode: Mode, rip: u64) -> Option<u32> {
-        let side = cpu.vcpu.mode.walk_side;
-        let at = match cpu.vcpu.tlb.lookup_exec(side, rip) {
-            Some(at) => RamOffset(at),
-            None if !cpu.is_valid_linear(rip) => return None,
-            None => match cpu.translate(side, rip, Access::Exec) {
-                Ok(Place::Ram(at)) => at,
-                _ => return None,
-            },
-        };
+        let at = fetch_place(cpu, rip)?;
         self.statistics.lookups += 1;
-        Some(self.cache.get(cpu, at, mode, &mut self.statistics))
+        self.cache.get(cpu, Wanted { at, gva: rip, mode }, &mut self.statistics)
+    }
+
+    /// To the instruction at `rip`, which reaches into another page than when it was translated.
+    fn next_page(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, entry: u32) -> Next {
+        let wanted =
+            fetch_place(leaving.cpu, rip).map(|at| Wanted { at, gva: rip, mode: leaving.mode });
+        if wanted.is_some_and(|wanted| self.cache.forget(wanted, entry)) {
+            return self.go_on(leaving, rip);
+        }
+        self.step_for(leaving.cpu, Reason::NextPage);
+        Next::Boundary
     }
 
     /// Runs translated code from `entry` until it must be left.
@@ -203,18 +246,16 @@ impl Translator {
         let words = Words(cpu.vcpu.tlb.block());
         words.set(layout::BUDGET, until - cpu.vcpu.branches);
         words.set(layout::PAGE, cpu.vcpu.regs.rip() & !PAGE_MASK);
-        words.set(layout::FS_BASE, cpu.vcpu.mode.bases[Seg::Fs as usize]);
-        words.set(layout::GS_BASE, cpu.vcpu.mode.bases[Seg::Gs as usize]);
-        let waits = cpu.vcpu.regs.rflags_other & flag::IF == 0 && cpu.interrupt_waits();
-        words.set(layout::INTERRUPT_WAITS, u64::from(waits));
         words.set(layout::INSTRUCTIONS, 0);
         words.set(layout::VECTORS, 0);
+        let mut leaving = Leaving { cpu, until, mode, words };
+        leaving.refresh();
         let mut entry = entry;
         loop {
             words.set(layout::BRANCH_TABLE, self.cache.table(mode));
             self.statistics.entries += 1;
-            enter(&self.cache, cpu.vcpu, entry);
-            let mut leaving = Leaving { cpu, until, mode, words };
+            self.turns += 1;
+            enter(&self.cache, leaving.cpu.vcpu, entry);
             match self.leave(&mut leaving) {
                 Next::Enter(next) => entry = next,
                 Next::Boundary => break,
@@ -254,7 +295,8 @@ impl Translator {
 
     /// On to the translation at `rip`, if blocks may follow each other.
     fn go_on(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64) -> Next {
-        if !self.options.links {
+        // Where the run ends nothing is fetched any more: it would set accessed bits.
+        if !self.options.links || leaving.cpu.vcpu.branches >= leaving.until {
             return Next::Boundary;
         }
         match self.lookup(leaving.cpu, leaving.mode, rip) {
@@ -264,7 +306,10 @@ impl Translator {
     }
 
     fn leave_by(&mut self, leaving: &mut Leaving<'_, '_>, site: Site) -> Next {
+        let tired = site.in_string && self.turns > ENTRIES_MAX;
         if let Why::Miss { access, size, resume } = site.why
+            && !tired
+            && !leaving.ends_with_fetch(access, site)
             && self.may_fill(resume)
             && leaving.fill(access, u64::from(size))
         {
@@ -278,9 +323,17 @@ impl Translator {
         leaving.settle(rip, site.unretired);
         match site.why {
             Why::Budget | Why::Goto | Why::Far { .. } => {}
-            Why::Step(mnemonic) => self.step_instruction(leaving.cpu, mnemonic),
+            Why::Step { mnemonic, then } => {
+                return self.step_instruction(leaving, mnemonic, then);
+            }
             Why::Miss { access: Access::Exec, .. } => self.step_for(leaving.cpu, Reason::Target),
+            Why::Miss { .. } if tired => {}
+            Why::Miss { .. } if site.in_string => {
+                self.reasons[Reason::String as usize] += 1;
+                self.run_string(leaving.cpu);
+            }
             Why::Miss { .. } => self.step_for(leaving.cpu, Reason::Miss),
+            Why::NextPage { entry } => return self.next_page(leaving, rip, entry),
             Why::Link { patch, flags } => return self.link(leaving, rip, patch, flags),
         }
         Next::Boundary
@@ -338,6 +391,29 @@ struct Leaving<'a, 'c> {
 }
 
 impl Leaving<'_, '_> {
+    /// Copies to the words what instructions of the fall-back engine may change.
+    fn refresh(&self) {
+        let vcpu = &*self.cpu.vcpu;
+        self.words.set(layout::FS_BASE, vcpu.mode.bases[Seg::Fs as usize]);
+        self.words.set(layout::GS_BASE, vcpu.mode.bases[Seg::Gs as usize]);
+        let waits = vcpu.regs.rflags_other & flag::IF == 0 && self.cpu.interrupt_waits();
+        self.words.set(layout::INTERRUPT_WAITS, u64::from(waits));
+    }
+
+    /// Whether the access is the fetch after a branch that the run ends with: it is not done then.
+    fn ends_with_fetch(&self, access: Access, site: Site) -> bool {
+        access == Access::Exec && site.unretired && self.words.get(layout::BUDGET) == 0
+    }
+
+    /// Whether the vCPU is as translated code expects it.
+    fn is_undisturbed(&self) -> bool {
+        let vcpu = &*self.cpu.vcpu;
+        vcpu.activity == Activity::Running
+            && !vcpu.attention
+            && !vcpu.needs_step()
+            && Mode::of(vcpu) == Some(self.mode)
+    }
+
     /// Makes RIP and the branch count right after a branch to another page; the new RIP.
     fn arrived(&mut self) -> u64 {
         let page = self.words.get(layout::PAGE);
@@ -391,15 +467,6 @@ fn enter(cache: &Cache, vcpu: &mut Vcpu, entry: u32) {
     }
 }
 
-fn is_string(mnemonic: u16) -> bool {
-    use Mnemonic::*;
-    const STRINGS: [Mnemonic; 15] = [
-        Movsb, Movsw, Movsd, Movsq, Stosb, Stosw, Stosd, Stosq, Lodsb, Scasb, Scasw, Scasd, Scasq,
-        Cmpsb, Cmpsq,
-    ];
-    STRINGS.iter().any(|&string| string as u16 == mnemonic)
-}
-
 /// Why the engine must stop before the next instruction, if it must.
 fn boundary(vcpu: &Vcpu, until: u64) -> Option<Exit> {
     match vcpu.activity {
@@ -440,9 +507,13 @@ impl Engine for Translator {
     fn run(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
         prepare(cpu);
         cpu.vcpu.attention = false;
+        self.turns = 0;
         for _ in 0..DISPATCHES_MAX {
             if let Some(exit) = boundary(cpu.vcpu, until) {
                 return exit;
+            }
+            if self.turns > ENTRIES_MAX {
+                break;
             }
             self.dispatch(cpu, until);
         }

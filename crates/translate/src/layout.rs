@@ -73,6 +73,12 @@ pub(crate) const INSTRUCTIONS: i32 = word(15);
 pub(crate) const TARGET: i32 = word(20);
 /// 1 if an interrupt would be delivered as soon as IF is set.
 pub(crate) const INTERRUPT_WAITS: i32 = word(21);
+/// While a string instruction runs: the flags, the host address it reads from, the count, and the
+/// elements it does at once.
+pub(crate) const STRING_FLAGS: i32 = word(40);
+pub(crate) const STRING_SOURCE: i32 = word(41);
+pub(crate) const STRING_COUNT: i32 = word(42);
+pub(crate) const STRING_DONE: i32 = word(43);
 const SPILLED: usize = 16;
 
 /// Where each guest register is kept, by its number.

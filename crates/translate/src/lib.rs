@@ -25,6 +25,7 @@ mod recover;
 mod site;
 mod stack;
 mod statistics;
+mod string;
 mod system;
 #[cfg(test)]
 mod tests;

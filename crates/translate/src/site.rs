@@ -17,8 +17,13 @@ pub(crate) const SITE_FAULT: SiteId = 0x7fff_fff1;
 pub(crate) enum Why {
     /// The budget is used up.
     Budget,
-    /// The instruction here is for the fall-back engine; the number is its mnemonic's.
-    Step(u16),
+    /// The instruction here is for the fall-back engine.
+    Step {
+        /// Number of its mnemonic.
+        mnemonic: u16,
+        /// Its length, and where the translation of the next is: offset in code memory.
+        then: Option<(u16, u32)>,
+    },
     /// An access, or the target of a branch, missed the TLB; `resume` is where it is tried again.
     Miss {
         /// What it does.
@@ -42,7 +47,13 @@ pub(crate) enum Why {
         /// Offset in code memory of the code that leaves by this site.
         stub: u32,
     },
-    /// To the instruction at the site's offset, which is past the page.
+    /// The instruction here reaches into the next page, and that is another one than when it was
+    /// translated to the block with this entry.
+    NextPage {
+        /// Offset in code memory.
+        entry: u32,
+    },
+    /// Stands for where a far branch is, until it is emitted.
     Goto,
 }
 
@@ -54,6 +65,8 @@ pub(crate) struct Site {
     pub(crate) offset: u16,
     /// The block took its branch off the budget and has not come to it yet.
     pub(crate) unretired: bool,
+    /// It is in a string instruction.
+    pub(crate) in_string: bool,
 }
 
 /// An instruction that may raise a hardware exception, by where its host code is.

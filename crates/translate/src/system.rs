@@ -13,7 +13,7 @@ use crate::site::Why;
 const OTHER_FLAGS: i32 = offset_of!(Registers, rflags_other) as i32;
 
 /// Displacement from the vCPU's registers of what is at `offset` in the vCPU.
-const fn beside_registers(offset: usize) -> i32 {
+pub(crate) const fn beside_registers(offset: usize) -> i32 {
     offset as i32 - offset_of!(Vcpu, regs) as i32
 }
 
@@ -57,7 +57,7 @@ impl Emitter<'_> {
         self.code.put(&layout::INTERRUPT_WAITS.to_le_bytes());
         self.code.put(&[0]);
         let jump = self.code.jump_if(condition::NOT_EQUAL);
-        self.leave_if(jump, Why::Step(Mnemonic::Sti as u16));
+        self.leave_if(jump, Why::Step { mnemonic: Mnemonic::Sti as u16, then: None });
         self.change_other_flags(flag::IF, true);
     }
 

@@ -12,6 +12,10 @@ const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x18_0000;
 const STACK: u64 = 0x1f_0000;
 const HANDLER: u64 = 0x9000;
+/// 4 KiB pages: at this address, from this offset of CODE, by this table.
+const SMALL: u64 = 0x40_0000;
+const SMALL_TO: u64 = 0x3000;
+const SMALL_TABLE: u64 = 0x5000;
 /// A distance at which pages fall in one TLB entry.
 const ALIAS: u64 = (cpu::tlb::layout::ENTRIES_COUNT as u64) << 12;
 const BRANCHES_MAX: u64 = 3000;
@@ -47,8 +51,8 @@ struct Guest {
     ram: Ram,
 }
 
-/// Two times 2 MiB of RAM at their own addresses, and the first again at ALIAS; every vector leads
-/// to HLT.
+/// Two times 2 MiB of RAM at their own addresses, and the first again at ALIAS; four pages at
+/// SMALL; every vector leads to HLT.
 fn guest(code: &[u8]) -> Guest {
     let mut ram = Ram::new(4 << 20).unwrap();
     let mut put = |at: u64, value: u64| ram.write(Gpa(at), &value.to_le_bytes()).unwrap();
@@ -57,6 +61,10 @@ fn guest(code: &[u8]) -> Guest {
     put(0x3000, 0x87);
     put(0x3008, 0x20_0087);
     put(0x3000 + (ALIAS >> 21) * 8, 0x87);
+    put(0x3010, SMALL_TABLE | 7);
+    for page in 0..4 {
+        put(SMALL_TABLE + page * 8, (CODE + SMALL_TO + (page << 12)) | 7);
+    }
     put(0x4008, 0x00af_9b00_0000_ffff);
     for vector in 0..32 {
         put(0x8000 + 16 * vector, HANDLER | 0x8 << 16 | 0x8e00 << 32);
@@ -300,6 +308,141 @@ fn string_instructions() {
             0xf3, 0xa4, // rep movsb
             0xeb, 0, // jmp +0
             0xf4,
+        ],
+    );
+}
+
+#[test]
+fn instruction_whose_second_page_is_another_one() {
+    let mut code = vec![0x90; 0x7000];
+    let main = [
+        0xb9, 100, 0, 0, 0, // mov ecx, 100
+        0xb8, 0xfe, 0x0f, 0x40, 0x00, // 1: mov eax, SMALL + 0xffe
+        0xff, 0xd0, // call rax
+        0x49, 0x01, 0xc6, // add r14, rax
+        0x81, 0x34, 0x25, 8, 0x50, 0, 0, 0, 0x10, 0, 0, // xor dword [SMALL_TABLE + 8], 1000h
+        0x0f, 0x01, 0x3c, 0x25, 0, 0x10, 0x40, 0, // invlpg [SMALL + 1000h]
+        0xff, 0xc9, // dec ecx
+        0x75, 0xdf, // jnz 1b
+        0xf4,
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    code[0x3ffe..0x4000].copy_from_slice(&[0x48, 0xb8]); // mov rax, imm64; ret
+    code[0x4000..0x4009].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8, 0xc3]);
+    code[0x5000..0x5009].copy_from_slice(&[8, 7, 6, 5, 4, 3, 2, 1, 0xc3]);
+    assert!(SMALL == 0x40_0000 && SMALL_TO == 0x3000 && SMALL_TABLE == 0x5000);
+    check("second page", &code);
+}
+
+#[test]
+fn instruction_whose_second_page_is_written() {
+    let mut code = vec![0x90; 0x1100];
+    let main = [
+        0xb9, 50, 0, 0, 0, // mov ecx, 50
+        0xe8, 0xf4, 0x0f, 0, 0, // 1: call 0xffe
+        0x49, 0x01, 0xc6, // add r14, rax
+        0xff, 0x05, 0xf0, 0x0f, 0, 0, // inc dword [0x1003]
+        0xff, 0xc9, // dec ecx
+        0x75, 0xee, // jnz 1b
+        0xf4,
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    code[0xffe..0x1009].copy_from_slice(&[0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8, 0xc3]);
+    check("second page written", &code);
+}
+
+#[test]
+fn branch_on_two_pages() {
+    let mut code = vec![0x90; 0x1100];
+    let main = [
+        0xb9, 20, 0, 0, 0, // mov ecx, 20
+        0x48, 0xff, 0xc0, // 1: inc rax
+        0xff, 0xc9, // dec ecx
+        0xe9, 0xee, 0x0f, 0, 0, // jmp 0xffd
+        0xf4,
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    // jnz 1b, over the page's end; hlt
+    code[0xffd..0x1003].copy_from_slice(&[0x0f, 0x85, 0x02, 0xf0, 0xff, 0xff]);
+    code[0x1003] = 0xf4;
+    check("branch on two pages", &code);
+}
+
+/// `prefixes opcode` on both sides of page ends, with counts around them; then a fault in it.
+fn string_guest(instruction: &[u8], count: u32) -> Vec<u8> {
+    let mut code = vec![
+        0xfc, // cld
+        0xb8, 0x11, 0x11, 0x11, 0x11, // mov eax, 11111111h
+        0xbd, 12, 0, 0, 0, // mov ebp, 12
+        0x48, 0x8d, 0xb3, 0xf1, 0x0f, 0, 0, // 1: lea rsi, [rbx + 0xff1]
+        0x48, 0x8d, 0xbb, 0xe8, 0x2f, 0, 0, // lea rdi, [rbx + 0x2fe8]
+        0x48, 0x01, 0xef, // add rdi, rbp
+        0xb9, // mov ecx, count
+    ];
+    code.extend(count.to_le_bytes());
+    code.extend(instruction);
+    code.extend([
+        0x49, 0x89, 0xc8, // mov r8, rcx
+        0x9c, // pushfq
+        0x41, 0x59, // pop r9
+        0x4d, 0x01, 0xc8, // add r8, r9
+        0xff, 0x83, 0, 0x10, 0, 0, // inc dword [rbx + 0x1000]
+        0xff, 0xcd, // dec ebp
+        0x75,
+    ]);
+    let back = 11i64 - (code.len() as i64 + 1);
+    code.push(back as u8);
+    // Backwards, and into memory that is not there.
+    code.extend([0xfd, 0xb9, 9, 0, 0, 0]); // std; mov ecx, 9
+    code.extend(instruction);
+    code.extend([0xeb, 0, 0xfc]); // jmp +0; cld
+    code.extend([0xbf, 0xf8, 0xff, 0x3f, 0]); // mov edi, 3ffff8h
+    code.extend([0xbe, 0xe0, 0xff, 0x3f, 0]); // mov esi, 3fffe0h
+    code.extend([0x83, 0x24, 0x25, 0, 0x50, 0, 0, 0xfe]); // and dword [SMALL_TABLE], ~1
+    code.extend([0x0f, 0x01, 0x3c, 0x25, 0, 0, 0x40, 0]); // invlpg [SMALL]
+    code.extend([0xb9, 100, 0, 0, 0]); // mov ecx, 100
+    code.extend(instruction);
+    code.push(0xf4);
+    code
+}
+
+#[test]
+fn string_instructions_of_every_kind() {
+    for opcode in [0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf] {
+        for prefixes in [&[][..], &[0xf3], &[0xf2], &[0xf3, 0x48], &[0x66], &[0xf3, 0x66]] {
+            let mut instruction = prefixes.to_vec();
+            instruction.push(opcode);
+            for count in [0, 1, 40, 5000] {
+                let name = format!("{instruction:02x?} {count} times");
+                check(&name, &string_guest(&instruction, count));
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_go_on_after_stepped_instructions() {
+    check(
+        "stepped",
+        &[
+            0xb9, 30, 0, 0, 0,    // mov ecx, 30
+            0x51, // 1: push rcx
+            0x66, 0x0f, 0x6e, 0xc1, // movd xmm0, ecx
+            0x31, 0xc0, // xor eax, eax
+            0x0f, 0xa2, // cpuid
+            0x0f, 0x31, // rdtsc
+            0x0f, 0x5c, 0xc8, // subps xmm1, xmm0
+            0x48, 0x01, 0x43, 0x08, // add [rbx + 8], rax
+            0x0f, 0x20, 0xd8, // mov rax, cr3
+            0x0f, 0x22, 0xd8, // mov cr3, rax
+            0x9c, // pushfq
+            0x80, 0x74, 0x24, 0x02, 0x04, // xor byte [rsp + 2], 4
+            0x9d, // popfq: changes AC
+            0x48, 0x8d, 0x1d, 0, 0, 8, 0,    // lea rbx, [rip + 80000h]
+            0x59, // pop rcx
+            0xff, 0xc9, // dec ecx
+            0x75, 0xd3, // jnz 1b
+            0x0f, 0x0b, // ud2
         ],
     );
 }
