@@ -34,12 +34,18 @@ pub(crate) type Emitted = Result<(), Unsupported>;
 enum End {
     /// With a branch, its last instruction.
     Branch,
-    /// Before an instruction for the fall-back engine after which nothing is known; its mnemonic.
-    Step(u16),
+    /// Before an instruction for the fall-back engine after which nothing is known.
+    Step { mnemonic: u16, len: u16 },
     /// Before an instruction of the same page.
     Limit,
     /// At the page's end, or past it.
     Page,
+}
+
+impl End {
+    fn step(instruction: &Instruction) -> End {
+        End::Step { mnemonic: instruction.mnemonic() as u16, len: instruction.len() as u16 }
+    }
 }
 
 /// Guest code to be translated.
@@ -68,7 +74,7 @@ pub(crate) enum Stub {
     /// Leaves by a site, saving the flags first if they are in RFLAGS.
     Leave { jump: usize, site: Site, flags: Flags },
     /// Branches to another page, `target` from this one's start.
-    Far { jump: usize, target: i32, flags: Flags, site: Site },
+    Far { jump: usize, target: i32, flags: Flags, site: Site, side: u8 },
     /// Loads the vector registers and comes back.
     Vectors { jump: usize, back: usize },
 }
@@ -79,6 +85,9 @@ pub(crate) struct Workshop {
     pub(crate) factory: InstructionInfoFactory,
     pub(crate) trampolines: Trampolines,
     pub(crate) options: Options,
+    /// Address of the table of indirect branches by side of the TLB, in the mode of the block
+    /// being made otherwise.
+    pub(crate) tables: [u64; 4],
 }
 
 /// A block in the making.
@@ -138,7 +147,7 @@ pub(crate) fn translate(
                 return emitter.finish(insns.len(), guest_len);
             }
             Err(index) if ends_block(&insns[index].0) => {
-                end = End::Step(insns[index].0.mnemonic() as u16);
+                end = End::step(&insns[index].0);
                 insns.truncate(index);
             }
             Err(index) => insns[index].1 = Class::Step,
@@ -168,9 +177,7 @@ fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage) -> Discover
     let class = classify(&instruction, mode);
     let end = start + instruction.len().max(1) as u64;
     match class {
-        Class::Step if ends_block(&instruction) => {
-            (Vec::new(), End::Step(instruction.mnemonic() as u16), end)
-        }
+        Class::Step if ends_block(&instruction) => (Vec::new(), End::step(&instruction), end),
         Class::Branch => (vec![(instruction, class)], End::Branch, end),
         _ => (vec![(instruction, class)], End::Page, end),
     }
@@ -203,7 +210,7 @@ fn discover(options: Options, mode: Mode, source: &Source<'_>) -> Discovered {
         }
         let class = classify(&instruction, mode);
         if class == Class::Step && ends_block(&instruction) {
-            return (insns, End::Step(instruction.mnemonic() as u16), decoder.ip());
+            return (insns, End::step(&instruction), decoder.ip());
         }
         insns.push((instruction, class));
         if class == Class::Branch {
@@ -253,7 +260,9 @@ impl<'a> Emitter<'a> {
         }
         match end {
             End::Branch => {}
-            End::Step(mnemonic) => self.leave_here(Why::Step { mnemonic, then: None }),
+            End::Step { mnemonic, len } => {
+                self.leave_here(Why::Step { mnemonic, len, then: None });
+            }
             End::Limit => self.link(None, i64::from(self.next)).expect("in the page"),
             End::Page => {
                 self.offset = self.next;
@@ -351,8 +360,8 @@ impl<'a> Emitter<'a> {
     fn step(&mut self, mnemonic: Mnemonic) {
         self.save_flags();
         let jump = self.code.jump();
-        let then = Some((self.next - self.offset, self.place()));
-        self.leave_if(jump, Why::Step { mnemonic: mnemonic as u16, then });
+        let (len, then) = (self.next - self.offset, Some(self.place()));
+        self.leave_if(jump, Why::Step { mnemonic: mnemonic as u16, len, then });
     }
 
     /// Leaves at the end of a block that ends in no branch.
@@ -377,7 +386,10 @@ impl<'a> Emitter<'a> {
                 let site = Site { why, offset, unretired: false, in_string: false };
                 Stub::Leave { jump, site, flags }
             }
-            _ => Stub::Far { jump, target: far, flags, site: self.site(Why::Goto) },
+            _ => {
+                let (site, side) = (self.site(Why::Goto), self.mode.side);
+                Stub::Far { jump, target: far, flags, site, side }
+            }
         });
         Ok(())
     }
@@ -417,9 +429,10 @@ impl<'a> Emitter<'a> {
                 let at = self.code.jump();
                 self.bind_outside(at, self.workshop.trampolines.exit);
             }
-            Stub::Far { jump, target, flags, site } => {
+            Stub::Far { jump, target, flags, site, side } => {
                 self.code.bind(jump, here);
                 self.flags = flags;
+                self.mode.side = side;
                 self.offset = site.offset;
                 self.save_flags();
                 self.go_far(target);

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Access, Cpu};
 use iced_x86::{Encoder, InstructionInfoFactory};
 use memory::{Ram, RamOffset};
@@ -103,6 +104,7 @@ impl Cache {
                 factory: InstructionInfoFactory::new(),
                 trampolines,
                 options,
+                tables: [0; 4],
             },
             sites: Vec::new(),
             faults: Vec::new(),
@@ -261,6 +263,11 @@ impl Cache {
             self.sync(cpu.ram, statistics);
             source.next = Some(self.next_page_bytes(cpu, next));
             next_at = Some(next);
+        }
+        if mode.kernel {
+            for side in [SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY] {
+                self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
+            }
         }
         let place = Place { origin: self.used as u32, first_site: self.sites.len() as SiteId };
         let block = block::translate(&mut self.workshop, mode, &source, place);

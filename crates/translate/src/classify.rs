@@ -19,6 +19,8 @@ pub(crate) struct Mode {
     pub(crate) avx: bool,
     /// CPL is 0.
     pub(crate) kernel: bool,
+    /// SMAP is on.
+    pub(crate) smap: bool,
     /// What CPUID shows.
     pub(crate) v3: bool,
 }
@@ -31,10 +33,11 @@ impl Mode {
             | usize::from(self.avx) << 3
             | usize::from(self.kernel) << 4
             | usize::from(self.v3) << 5
+            | usize::from(self.smap) << 6
     }
 
     /// One more than the largest number.
-    pub(crate) const COUNT: usize = 64;
+    pub(crate) const COUNT: usize = 128;
 
     /// What it is now; `None` where nothing is translated.
     pub(crate) fn of(vcpu: &Vcpu) -> Option<Mode> {
@@ -50,6 +53,7 @@ impl Mode {
             sse: on && vcpu.cr4 & cr::CR4_OSFXSR != 0,
             avx: vcpu.cr0 & cr::CR0_TS == 0 && avx,
             kernel: vcpu.cpl == 0,
+            smap: vcpu.cr4 & cr::CR4_SMAP != 0,
             v3: vcpu.model == Model::V3,
         })
     }
@@ -71,7 +75,7 @@ pub(crate) enum Class {
         /// Uses vector registers or MXCSR.
         vectors: bool,
     },
-    /// CLI, STI, CLD, STD, PUSHF, SWAPGS.
+    /// CLI, STI, CLD, STD, PUSHF, SWAPGS, CLAC, STAC.
     System,
     /// MOVS, STOS, LODS, SCAS and CMPS.
     String,
@@ -128,7 +132,7 @@ pub(crate) fn classify(instruction: &Instruction, mode: Mode) -> Class {
         | Prefetchw | Prefetch | Lfence | Sfence | Mfence => return Class::Nothing,
         Push | Pop | Leave => return Class::Stack,
         Lea => return Class::Address,
-        Cli | Sti | Swapgs if mode.kernel => return Class::System,
+        Cli | Sti | Swapgs | Clac | Stac if mode.kernel => return Class::System,
         Cld | Std | Pushfq => return Class::System,
         Jmp | Call | Ret | Loop | Loope | Loopne | Jrcxz => return branch(instruction),
         _ if instruction.is_jcc_short_or_near() => return branch(instruction),

@@ -13,6 +13,7 @@ use types::{PAGE_MASK, PAGE_SIZE};
 use crate::TranslateError;
 use crate::cache::{Cache, FarBranch, Wanted, fetch_place};
 use crate::classify::Mode;
+use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
 use crate::options::Options;
 use crate::site::{SITE_FAULT, SITE_LOOKUP, Site, SiteId, Why};
@@ -84,6 +85,7 @@ pub struct Translator {
     options: Options,
     statistics: Statistics,
     steps: Box<[u64]>,
+    helped: Box<[u64]>,
     reasons: [u64; REASONS.len()],
     dispatches: u64,
     instructions: u64,
@@ -99,6 +101,13 @@ pub struct Translator {
 // SAFETY: everything is owned; code memory and tables are not bound to a thread, and the host's GS
 // base is set anew by each run.
 unsafe impl Send for Translator {}
+
+/// An instruction that is not translated, as in [`Why::Step`].
+struct Step {
+    mnemonic: u16,
+    len: u16,
+    then: Option<u32>,
+}
 
 /// What to do after leaving translated code.
 enum Next {
@@ -121,6 +130,7 @@ impl Translator {
             options,
             statistics: Statistics::default(),
             steps: vec![0; MNEMONICS].into_boxed_slice(),
+            helped: vec![0; MNEMONICS].into_boxed_slice(),
             reasons: [0; REASONS.len()],
             dispatches: 0,
             instructions: 0,
@@ -131,15 +141,22 @@ impl Translator {
         })
     }
 
-    /// Instructions that the fall-back engine executed, by reason, most frequent first.
+    /// Instructions that the fall-back engine executed, by reason, most frequent first; and those
+    /// that the dispatcher executed.
     fn fallbacks(&self) -> Vec<(String, u64)> {
-        let mnemonics = Mnemonic::values().map(|mnemonic| {
-            (format!("{mnemonic:?}").to_lowercase(), self.steps[mnemonic as usize])
-        });
+        let named = |counts: &[u64]| -> Vec<(String, u64)> {
+            let name = |mnemonic| format!("{mnemonic:?}").to_lowercase();
+            Mnemonic::values().map(|m| (name(m), counts[m as usize])).collect()
+        };
         let reasons = REASONS.into_iter().map(str::to_owned).zip(self.reasons);
-        let mut steps: Vec<_> = mnemonics.chain(reasons).filter(|(_, count)| *count != 0).collect();
-        steps.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), name.clone()));
-        steps.into_iter().map(|(name, count)| (format!("fall-back {name}"), count)).collect()
+        let mut listed = Vec::new();
+        let steps = named(&self.steps).into_iter().chain(reasons).collect();
+        for (what, mut counts) in [("fall-back", steps), ("helper", named(&self.helped))] {
+            counts.retain(|(_, count)| *count != 0);
+            counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), name.clone()));
+            listed.extend(counts.into_iter().map(|(name, n)| (format!("{what} {name}"), n)));
+        }
+        listed
     }
 
     fn step_for(&mut self, cpu: &mut Cpu<'_>, reason: Reason) {
@@ -157,31 +174,50 @@ impl Translator {
         }
     }
 
-    /// The instruction for which a translation left; `then` is its length and where the next is.
-    fn step_instruction(
-        &mut self,
-        leaving: &mut Leaving<'_, '_>,
-        mnemonic: u16,
-        then: Option<(u16, u32)>,
-    ) -> Next {
-        self.steps[mnemonic as usize % MNEMONICS] += 1;
-        if string::is_string(mnemonic) {
-            self.run_string(leaving.cpu);
-            return Next::Boundary;
-        }
+    /// The instruction for which a translation left.
+    fn step_instruction(&mut self, leaving: &mut Leaving<'_, '_>, step: Step) -> Next {
+        let Step { mnemonic, len, then } = step;
         let before = leaving.cpu.vcpu.point();
-        self.fall_back(leaving.cpu);
-        if let Some((len, resume)) = then
+        let outcome = helper::help(leaving.cpu, mnemonic, len);
+        let counters =
+            if outcome == Outcome::Declined { &mut self.steps } else { &mut self.helped };
+        counters[mnemonic as usize % MNEMONICS] += 1;
+        match outcome {
+            Outcome::Next => {}
+            Outcome::Went => return self.go_to(leaving),
+            Outcome::Declined if string::is_string(mnemonic) => {
+                self.run_string(leaving.cpu);
+                return Next::Boundary;
+            }
+            Outcome::Declined => self.fall_back(leaving.cpu),
+        }
+        if let Some(resume) = then
             && self.options.links
             && leaving.cpu.vcpu.regs.rip() == before.rip.wrapping_add(u64::from(len))
             && leaving.cpu.vcpu.branches == before.branches
             && leaving.is_undisturbed()
+            && Mode::of(leaving.cpu.vcpu) == Some(leaving.mode)
             && self.cache.is_right(leaving.cpu.ram)
         {
             leaving.refresh();
             return Next::Enter(resume);
         }
         Next::Boundary
+    }
+
+    /// On to the translation at RIP, which an instruction set that may have changed the mode.
+    fn go_to(&mut self, leaving: &mut Leaving<'_, '_>) -> Next {
+        let vcpu = &*leaving.cpu.vcpu;
+        let (rip, branches) = (vcpu.regs.rip(), vcpu.branches);
+        let Some(mode) = Mode::of(vcpu) else { return Next::Boundary };
+        if !leaving.is_undisturbed() || branches >= leaving.until {
+            return Next::Boundary;
+        }
+        leaving.mode = mode;
+        leaving.words.set(layout::BUDGET, leaving.until - branches);
+        leaving.words.set(layout::PAGE, rip & !PAGE_MASK);
+        leaving.refresh();
+        self.go_on(leaving, rip)
     }
 
     /// A string instruction by the fall-back engine: all iterations at once, and what follows up
@@ -252,7 +288,7 @@ impl Translator {
         leaving.refresh();
         let mut entry = entry;
         loop {
-            words.set(layout::BRANCH_TABLE, self.cache.table(mode));
+            words.set(layout::BRANCH_TABLE, self.cache.table(leaving.mode));
             self.statistics.entries += 1;
             self.turns += 1;
             enter(&self.cache, leaving.cpu.vcpu, entry);
@@ -265,6 +301,8 @@ impl Translator {
     }
 
     fn leave(&mut self, leaving: &mut Leaving<'_, '_>) -> Next {
+        // CLAC and STAC change it.
+        leaving.mode.side = leaving.cpu.vcpu.mode.side;
         let id = leaving.words.get(layout::EXIT_SITE) as SiteId;
         match id {
             SITE_LOOKUP => {
@@ -299,6 +337,8 @@ impl Translator {
         if !self.options.links || leaving.cpu.vcpu.branches >= leaving.until {
             return Next::Boundary;
         }
+        // A block loads the vector registers if it needs them.
+        leaving.words.set(layout::VECTORS, 0);
         match self.lookup(leaving.cpu, leaving.mode, rip) {
             Some(entry) => Next::Enter(entry),
             None => Next::Boundary,
@@ -323,8 +363,8 @@ impl Translator {
         leaving.settle(rip, site.unretired);
         match site.why {
             Why::Budget | Why::Goto | Why::Far { .. } => {}
-            Why::Step { mnemonic, then } => {
-                return self.step_instruction(leaving, mnemonic, then);
+            Why::Step { mnemonic, len, then } => {
+                return self.step_instruction(leaving, Step { mnemonic, len, then });
             }
             Why::Miss { access: Access::Exec, .. } => self.step_for(leaving.cpu, Reason::Target),
             Why::Miss { .. } if tired => {}
@@ -408,10 +448,7 @@ impl Leaving<'_, '_> {
     /// Whether the vCPU is as translated code expects it.
     fn is_undisturbed(&self) -> bool {
         let vcpu = &*self.cpu.vcpu;
-        vcpu.activity == Activity::Running
-            && !vcpu.attention
-            && !vcpu.needs_step()
-            && Mode::of(vcpu) == Some(self.mode)
+        vcpu.activity == Activity::Running && !vcpu.attention && !vcpu.needs_step()
     }
 
     /// Makes RIP and the branch count right after a branch to another page; the new RIP.

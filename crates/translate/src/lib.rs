@@ -19,6 +19,7 @@ mod code_memory;
 mod compute;
 mod control;
 mod dispatch;
+mod helper;
 mod layout;
 mod options;
 mod recover;

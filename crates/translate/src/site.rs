@@ -21,8 +21,10 @@ pub(crate) enum Why {
     Step {
         /// Number of its mnemonic.
         mnemonic: u16,
-        /// Its length, and where the translation of the next is: offset in code memory.
-        then: Option<(u16, u32)>,
+        /// Bytes.
+        len: u16,
+        /// Where the translation of the next is: offset in code memory.
+        then: Option<u32>,
     },
     /// An access, or the target of a branch, missed the TLB; `resume` is where it is tried again.
     Miss {

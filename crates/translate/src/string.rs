@@ -147,7 +147,7 @@ impl Emitter<'_> {
         self.code.put(&OTHER_FLAGS.to_le_bytes());
         self.code.put(&(flag::DF as u32).to_le_bytes());
         let backward = self.code.jump_if(condition::NOT_EQUAL);
-        self.leave_if(backward, Why::Step { mnemonic: mnemonic as u16, then: None });
+        self.leave_if(backward, Why::Step { mnemonic: mnemonic as u16, len: 0, then: None });
     }
 
     /// Host addresses of the elements to RSI and RDI, in the order the interpreter accesses them.

@@ -1,7 +1,9 @@
-//! System instructions that translated code does itself: those on RFLAGS as a whole, and SWAPGS.
+//! System instructions that translated code does itself: those on RFLAGS as a whole, SWAPGS, and
+//! CLAC and STAC, behind which code looks in another side of the TLB.
 
 use std::mem::{offset_of, size_of};
 
+use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Msrs, Registers, Seg, Segment, Vcpu, flag};
 use iced_x86::{Instruction, Mnemonic};
 
@@ -24,6 +26,8 @@ const SEGMENT_GS_BASE: i32 = beside_registers(
         + Seg::Gs as usize * size_of::<Segment>()
         + offset_of!(Segment, base),
 );
+const MODE_SIDE: i32 = beside_registers(offset_of!(Vcpu, mode.side));
+const MODE_WALK_SIDE: i32 = beside_registers(offset_of!(Vcpu, mode.walk_side));
 const MODE_GS_BASE: i32 =
     beside_registers(offset_of!(Vcpu, mode.bases) + Seg::Gs as usize * size_of::<u64>());
 
@@ -35,6 +39,9 @@ impl Emitter<'_> {
             Mnemonic::Swapgs => self.swapgs(),
             Mnemonic::Cld => self.change_other_flags(flag::DF, false),
             Mnemonic::Std => self.change_other_flags(flag::DF, true),
+            Mnemonic::Clac if self.mode.smap => self.change_side(SIDE_SUPERVISOR, false),
+            Mnemonic::Clac => self.change_side(SIDE_SUPERVISOR_ANY, false),
+            Mnemonic::Stac => self.change_side(SIDE_SUPERVISOR_ANY, true),
             Mnemonic::Pushfq => return self.pushfq(),
             _ => return Err(Unsupported),
         }
@@ -50,6 +57,20 @@ impl Emitter<'_> {
         self.code.put(&bits.to_le_bytes());
     }
 
+    /// Sets or clears AC, which at CPL 0 decides the side of the TLB and nothing else.
+    fn change_side(&mut self, side: u8, ac: bool) {
+        self.change_other_flags(flag::AC, ac);
+        for field in [MODE_SIDE, MODE_WALK_SIDE] {
+            self.code.put(&[0xc6, 0x87]); // mov byte [rdi + ..], side
+            self.code.put(&field.to_le_bytes());
+            self.code.put(&[side]);
+        }
+        self.mode.side = side;
+        let table = self.workshop.tables[usize::from(side)];
+        self.code.constant(host::RDI, table);
+        self.code.op_word(Op::Store, host::RDI, layout::BRANCH_TABLE);
+    }
+
     /// While nothing waits for IF, the interrupt shadow has no effect and is left out.
     fn sti(&mut self) {
         self.save_flags();
@@ -57,7 +78,7 @@ impl Emitter<'_> {
         self.code.put(&layout::INTERRUPT_WAITS.to_le_bytes());
         self.code.put(&[0]);
         let jump = self.code.jump_if(condition::NOT_EQUAL);
-        self.leave_if(jump, Why::Step { mnemonic: Mnemonic::Sti as u16, then: None });
+        self.leave_if(jump, Why::Step { mnemonic: Mnemonic::Sti as u16, len: 1, then: None });
         self.change_other_flags(flag::IF, true);
     }
 

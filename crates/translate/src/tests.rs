@@ -51,21 +51,24 @@ struct Guest {
     ram: Ram,
 }
 
-/// Two times 2 MiB of RAM at their own addresses, and the first again at ALIAS; four pages at
-/// SMALL; every vector leads to HLT.
+/// Two times 2 MiB of RAM at their own addresses, and the first again at ALIAS; four pages of the
+/// user's at SMALL, with SMAP on; every vector leads to HLT.
 fn guest(code: &[u8]) -> Guest {
     let mut ram = Ram::new(4 << 20).unwrap();
     let mut put = |at: u64, value: u64| ram.write(Gpa(at), &value.to_le_bytes()).unwrap();
     put(0x1000, 0x2007);
     put(0x2000, 0x3007);
-    put(0x3000, 0x87);
-    put(0x3008, 0x20_0087);
-    put(0x3000 + (ALIAS >> 21) * 8, 0x87);
+    put(0x3000, 0x83);
+    put(0x3008, 0x20_0083);
+    put(0x3000 + (ALIAS >> 21) * 8, 0x83);
     put(0x3010, SMALL_TABLE | 7);
     for page in 0..4 {
         put(SMALL_TABLE + page * 8, (CODE + SMALL_TO + (page << 12)) | 7);
     }
     put(0x4008, 0x00af_9b00_0000_ffff);
+    put(0x4018, 0x00af_fb00_0000_ffff);
+    put(0x4020, 0x00cf_f300_0000_ffff);
+    put(0xa004, STACK);
     for vector in 0..32 {
         put(0x8000 + 16 * vector, HANDLER | 0x8 << 16 | 0x8e00 << 32);
     }
@@ -76,10 +79,11 @@ fn guest(code: &[u8]) -> Guest {
     vcpu.segments = [flat(0xc093); 6];
     vcpu.segments[Seg::Cs as usize] = flat(0xa09b);
     vcpu.gdtr = Table { base: 0x4000, limit: 0xff };
+    vcpu.tr = Segment { selector: 0x40, base: 0xa000, limit: 0x67, attributes: 0x8b };
     vcpu.idtr = Table { base: 0x8000, limit: 0xfff };
     vcpu.cr0 = cr::CR0_PE | cr::CR0_ET | cr::CR0_NE | cr::CR0_WP | cr::CR0_PG;
     vcpu.cr3 = 0x1000;
-    vcpu.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
+    vcpu.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE | cr::CR4_SMAP;
     vcpu.xcr0 = cr::XCR0_X87 | cr::XCR0_SSE | cr::XCR0_AVX;
     vcpu.msrs.efer = cr::EFER_LME | cr::EFER_LMA | cr::EFER_NXE;
     vcpu.rederive();
@@ -101,6 +105,7 @@ fn trace(mut engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec
         let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut NoBus };
         cpu.sync_tlb();
         let exit = engine.run(&mut cpu, until);
+        assert!(exit != Exit::Shutdown, "triple fault at branch {}", vcpu.branches);
         if !matches!(exit, Exit::Reached | Exit::Halted) {
             continue;
         }
@@ -445,4 +450,81 @@ fn blocks_go_on_after_stepped_instructions() {
             0x0f, 0x0b, // ud2
         ],
     );
+}
+
+#[test]
+fn stac_and_clac_change_the_side_within_a_block() {
+    let mut code = vec![0x90; 0x4000];
+    let main = [
+        0xb9, 30, 0, 0, 0, // mov ecx, 30
+        0x41, 0xb8, 0, 1, 0x40, 0, // mov r8d, SMALL + 0x100
+        0x0f, 0x01, 0xcb, // 1: stac
+        0x49, 0x01, 0x08, // add [r8], rcx
+        0xe8, 0xea, 0x0f, 0, 0, // call 0x1000
+        0x49, 0x89, 0x40, 8, // mov [r8 + 8], rax
+        0x48, 0xff, 0x33, // push qword [rbx]
+        0x58, // pop rax
+        0x74, 3, // jz +3
+        0x49, 0xff, 0x00, // inc qword [r8]
+        0x0f, 0x01, 0xca, // clac
+        0x48, 0x83, 0x43, 8, 3, // add qword [rbx + 8], 3
+        0x48, 0x8d, 0x05, 0xce, 0x0f, 0, 0, // lea rax, [0x1000]
+        0x0f, 0x01, 0xcb, // stac
+        0xff, 0xd0, // call rax
+        0x0f, 0x01, 0xca, // clac
+        0xff, 0xc9, // dec ecx
+        0x75, 0xcd, // jnz 1b
+        0x49, 0xff, 0x00, // inc qword [r8]: a page fault
+        0xf4,
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    // function: inc qword [r8 + 16]; ret
+    code[0x1000..0x1005].copy_from_slice(&[0x49, 0xff, 0x40, 16, 0xc3]);
+    check("stac", &code);
+}
+
+#[test]
+fn system_calls_and_returns() {
+    // STAR: system calls at CS 8, and SYSRET to 1bh; the guest's user code is in SMALL's pages.
+    let mut code = vec![0x90; 0x4000];
+    let mut main = vec![0xb9];
+    main.extend(0xc000_0081u32.to_le_bytes()); // mov ecx, STAR
+    main.extend([0x31, 0xc0]); // xor eax, eax
+    main.extend([0xba, 8, 0, 0x0b, 0]); // mov edx, 000b0008h
+    main.extend([0x0f, 0x30, 0xff, 0xc1]); // wrmsr; inc ecx (LSTAR)
+    main.extend([0x31, 0xd2, 0xb8, 0, 1, 0x10, 0]); // xor edx, edx; mov eax, CODE + 0x100
+    main.extend([0x0f, 0x30]); // wrmsr
+    main.extend([0xb9, 0x80, 0, 0, 0xc0, 0x0f, 0x32]); // mov ecx, EFER; rdmsr
+    main.extend([0x83, 0xc8, 1, 0x0f, 0x30]); // or eax, SCE; wrmsr
+    main.extend([0xb9, 0, 0, 0x40, 0]); // mov ecx, SMALL
+    main.extend([0x41, 0xbb, 0x02, 0, 0, 0]); // mov r11d, 2
+    main.extend([0xbd, 25, 0, 0, 0]); // mov ebp, 25
+    main.extend([0x48, 0x0f, 0x07]); // sysretq
+    code[..main.len()].copy_from_slice(&main);
+    let entry = [
+        0xbc, 0, 0, 0x1f, 0, // mov esp, STACK
+        0x0f, 0x31, // rdtsc
+        0x49, 0x01, 0xc6, // add r14, rax
+        0x6a, 0x23, // push 23h
+        0x68, 0, 2, 0x40, 0, // push SMALL + 0x200
+        0x41, 0x53, // push r11
+        0x6a, 0x1b, // push 1bh
+        0x51, // push rcx
+        0x41, 0xf6, 0xc6, 1, // test r14b, 1
+        0x75, 2, // jnz 1f
+        0x48, 0xcf, // iretq
+        0x48, 0x83, 0xc4, 40, // 1: add rsp, 40
+        0x48, 0x0f, 0x07, // sysretq
+    ];
+    code[0x100..0x100 + entry.len()].copy_from_slice(&entry);
+    let user = [
+        0x66, 0x0f, 0xfe, 0xc1, // 1: paddd xmm0, xmm1
+        0x0f, 0x05, // syscall
+        0x49, 0xff, 0xc6, // inc r14
+        0xff, 0xcd, // dec ebp
+        0x75, 0xf3, // jnz 1b
+        0xf4, // hlt: a general protection
+    ];
+    code[0x3000..0x3000 + user.len()].copy_from_slice(&user);
+    check("system calls", &code);
 }
