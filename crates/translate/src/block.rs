@@ -11,7 +11,7 @@ use iced_x86::{
 };
 
 use crate::assembler::{Assembler, condition};
-use crate::classify::{Class, Mode, classify};
+use crate::classify::{Class, Mode, Unit, classify};
 use crate::layout::{self, Flags};
 use crate::options::Options;
 use crate::site::{FaultSite, Site, SiteId, Why};
@@ -75,8 +75,8 @@ pub(crate) enum Stub {
     Leave { jump: usize, site: Site, flags: Flags },
     /// Branches to another page, `target` from this one's start.
     Far { jump: usize, target: i32, flags: Flags, site: Site, side: u8 },
-    /// Loads the vector registers and comes back.
-    Vectors { jump: usize, back: usize },
+    /// Loads the registers of a unit by a trampoline and comes back.
+    Load { jump: usize, back: usize, trampoline: u32 },
 }
 
 /// What translations of many blocks share.
@@ -292,13 +292,19 @@ impl<'a> Emitter<'a> {
             let count = insns.iter().filter(|(_, class)| *class != Class::Step).count();
             self.code.put(&[count.min(127) as u8]);
         }
-        if insns.iter().any(|(_, class)| *class == Class::Compute { vectors: true }) {
-            self.code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[VECTORS], 0
-            self.code.put(&layout::VECTORS.to_le_bytes());
+        let Trampolines { vectors, x87, .. } = self.workshop.trampolines;
+        for (unit, word, trampoline) in
+            [(Unit::Vectors, layout::VECTORS, vectors), (Unit::X87, layout::X87, x87)]
+        {
+            if !insns.iter().any(|(_, class)| *class == Class::Compute { unit }) {
+                continue;
+            }
+            self.code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[word], 0
+            self.code.put(&word.to_le_bytes());
             self.code.put(&[0]);
             let jump = self.code.jump_if(condition::EQUAL);
             let back = self.code.here();
-            self.stubs.push(Stub::Vectors { jump, back });
+            self.stubs.push(Stub::Load { jump, back, trampoline });
         }
     }
 
@@ -310,7 +316,7 @@ impl<'a> Emitter<'a> {
             Class::Address => self.load_address(instruction),
             Class::System => self.system(instruction),
             Class::String => self.string(instruction),
-            Class::Compute { vectors } => self.compute(instruction, vectors),
+            Class::Compute { unit } => self.compute(instruction, unit),
             Class::Step => {
                 self.step(instruction.mnemonic());
                 Ok(())
@@ -437,11 +443,11 @@ impl<'a> Emitter<'a> {
                 self.save_flags();
                 self.go_far(target);
             }
-            Stub::Vectors { jump, back } => {
+            Stub::Load { jump, back, trampoline } => {
                 self.code.bind(jump, here);
                 self.code.put(&[0xe8, 0, 0, 0, 0]);
                 let at = self.code.here() - 4;
-                self.bind_outside(at, self.workshop.trampolines.vectors);
+                self.bind_outside(at, trampoline);
                 let at = self.code.jump();
                 self.code.bind(at, back);
             }

@@ -24,6 +24,7 @@ use crate::recover::{self, Watch};
 use crate::site::{FAR_DIFFERS, FAR_TARGET, FaultSite, SITE_LOOKUP, Site, SiteId};
 use crate::statistics::Statistics;
 use crate::trampoline::{self, Trampolines};
+use crate::x87;
 
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 16;
@@ -74,6 +75,8 @@ pub(crate) struct Cache {
     // Dropped in this order: the handler forgets the code before it is unmapped.
     _watch: Watch,
     code: CodeMemory,
+    /// Written by the trampolines.
+    _x87_area: Box<x87::Area>,
     first: usize,
     used: usize,
     workshop: Workshop,
@@ -91,12 +94,14 @@ pub(crate) struct Cache {
 impl Cache {
     pub(crate) fn new(options: Options) -> Result<Cache, TranslateError> {
         let mut code = CodeMemory::new(options.cache_size.max(4 * BLOCK_BYTES_MAX))?;
-        let (bytes, trampolines) = trampoline::generate();
+        let x87_area = x87::Area::new();
+        let (bytes, trampolines) = trampoline::generate(&x87_area);
         code.write(0, &bytes);
         let first = bytes.len().next_multiple_of(64);
         Ok(Cache {
             _watch: recover::watch(&code, trampolines.fault)?,
             code,
+            _x87_area: x87_area,
             first,
             used: first,
             workshop: Workshop {

@@ -19,6 +19,8 @@ pub(crate) struct Mode {
     pub(crate) avx: bool,
     /// CPL is 0.
     pub(crate) kernel: bool,
+    /// x87 and MMX instructions are available.
+    pub(crate) x87: bool,
     /// SMAP is on.
     pub(crate) smap: bool,
     /// What CPUID shows.
@@ -34,10 +36,11 @@ impl Mode {
             | usize::from(self.kernel) << 4
             | usize::from(self.v3) << 5
             | usize::from(self.smap) << 6
+            | usize::from(self.x87) << 7
     }
 
     /// One more than the largest number.
-    pub(crate) const COUNT: usize = 128;
+    pub(crate) const COUNT: usize = 256;
 
     /// What it is now; `None` where nothing is translated.
     pub(crate) fn of(vcpu: &Vcpu) -> Option<Mode> {
@@ -53,10 +56,22 @@ impl Mode {
             sse: on && vcpu.cr4 & cr::CR4_OSFXSR != 0,
             avx: vcpu.cr0 & cr::CR0_TS == 0 && avx,
             kernel: vcpu.cpl == 0,
+            x87: on,
             smap: vcpu.cr4 & cr::CR4_SMAP != 0,
             v3: vcpu.model == Model::V3,
         })
     }
+}
+
+/// Registers that are loaded when a block that uses them is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// None.
+    Integer,
+    /// Vector registers or MXCSR.
+    Vectors,
+    /// The x87 stack, MMX registers or their control state.
+    X87,
 }
 
 /// The families the translator knows.
@@ -72,8 +87,8 @@ pub(crate) enum Class {
     Address,
     /// Computes on registers and at most one memory operand.
     Compute {
-        /// Uses vector registers or MXCSR.
-        vectors: bool,
+        /// The register file besides the general one.
+        unit: Unit,
     },
     /// CLI, STI, CLD, STD, PUSHF, SWAPGS, CLAC, STAC.
     System,
@@ -139,10 +154,27 @@ pub(crate) fn classify(instruction: &Instruction, mode: Mode) -> Class {
         _ if string::is_translated(instruction) => return Class::String,
         _ => {}
     }
-    if !native::is_computation(instruction) || native::uses_x87(instruction) {
+    if !native::is_computation(instruction) {
         return Class::Step;
     }
+    if native::uses_x87(instruction) {
+        return x87(instruction, mode);
+    }
     compute(instruction, mode)
+}
+
+/// Not what stores or loads pointers, nor what uses vector registers as well.
+fn x87(instruction: &Instruction, mode: Mode) -> Class {
+    use CpuidFeature::{FPU, FPU287, FPU387, MMX};
+    use Mnemonic::*;
+    let environment = matches!(
+        instruction.mnemonic(),
+        Fnstenv | Fstenv | Fldenv | Fnsave | Fsave | Frstor | Maskmovq
+    );
+    let features = instruction.cpuid_features();
+    let plain = features.iter().all(|feature| matches!(*feature, FPU | FPU287 | FPU387 | MMX));
+    let plain = plain || instruction.mnemonic() == Wait;
+    if mode.x87 && plain && !environment { Class::Compute { unit: Unit::X87 } } else { Class::Step }
 }
 
 fn branch(instruction: &Instruction) -> Class {
@@ -195,21 +227,21 @@ fn compute(instruction: &Instruction, mode: Mode) -> Class {
         return Class::Step;
     }
     if matches!(instruction.mnemonic(), Crc32 | Movnti) {
-        return Class::Compute { vectors: false };
+        return Class::Compute { unit: Unit::Integer };
     }
     if instruction.op_code().encoding() == EncodingKind::VEX {
         return match has(&[BMI1, BMI2]) {
-            true => Class::Compute { vectors: false },
-            false if mode.avx => Class::Compute { vectors: true },
+            true => Class::Compute { unit: Unit::Integer },
+            false if mode.avx => Class::Compute { unit: Unit::Vectors },
             false => Class::Step,
         };
     }
     if has(&[SSE, SSE2, SSE3, SSSE3, SSE4_1, SSE4_2, AES, PCLMULQDQ, SHA]) {
-        return if mode.sse { Class::Compute { vectors: true } } else { Class::Step };
+        return if mode.sse { Class::Compute { unit: Unit::Vectors } } else { Class::Step };
     }
     let vector_register = (0..instruction.op_count()).any(|op| {
         instruction.op_kind(op) == OpKind::Register
             && instruction.op_register(op).is_vector_register()
     });
-    if vector_register { Class::Step } else { Class::Compute { vectors: false } }
+    if vector_register { Class::Step } else { Class::Compute { unit: Unit::Integer } }
 }

@@ -7,7 +7,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
-use crate::classify::flag_use;
+use crate::classify::{Unit, flag_use};
 use crate::layout::{GUEST_RAX, HOME, Home, host};
 use crate::site::FaultSite;
 
@@ -101,6 +101,7 @@ fn has_implicit_rax(instruction: &Instruction) -> bool {
     use Mnemonic::*;
     match instruction.mnemonic() {
         Imul => instruction.op_count() == 1,
+        Fnstsw => instruction.op0_kind() == OpKind::Register,
         Mul | Div | Idiv | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Cmpxchg | Cmpxchg8b
         | Cmpxchg16b | Pcmpestri | Pcmpestrm | Vpcmpestri | Vpcmpestrm | Pcmpestri64
         | Pcmpestrm64 | Vpcmpestri64 | Vpcmpestrm64 => true,
@@ -121,7 +122,7 @@ fn gpr_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Registe
 }
 
 impl Emitter<'_> {
-    pub(crate) fn compute(&mut self, guest: &Instruction, vectors: bool) -> Emitted {
+    pub(crate) fn compute(&mut self, guest: &Instruction, unit: Unit) -> Emitted {
         if is_bit_string(guest) {
             return self.bit_string(guest);
         }
@@ -143,7 +144,7 @@ impl Emitter<'_> {
         }
         let start = self.place();
         self.encode(&placing.instruction)?;
-        if vectors || may_fault(guest) {
+        if unit != Unit::Integer || may_fault(guest) {
             let (end, flags) = (self.place(), self.flags);
             let (offset, unretired) = (self.offset, self.unretired);
             self.faults.push(FaultSite { start, end, offset, unretired, flags });

@@ -284,6 +284,7 @@ impl Translator {
         words.set(layout::PAGE, cpu.vcpu.regs.rip() & !PAGE_MASK);
         words.set(layout::INSTRUCTIONS, 0);
         words.set(layout::VECTORS, 0);
+        words.set(layout::X87, 0);
         let mut leaving = Leaving { cpu, until, mode, words };
         leaving.refresh();
         let mut entry = entry;
@@ -337,8 +338,9 @@ impl Translator {
         if !self.options.links || leaving.cpu.vcpu.branches >= leaving.until {
             return Next::Boundary;
         }
-        // A block loads the vector registers if it needs them.
+        // A block loads the registers of the units that it needs.
         leaving.words.set(layout::VECTORS, 0);
+        leaving.words.set(layout::X87, 0);
         match self.lookup(leaving.cpu, leaving.mode, rip) {
             Some(entry) => Next::Enter(entry),
             None => Next::Boundary,
@@ -349,6 +351,7 @@ impl Translator {
         let tired = site.in_string && self.turns > ENTRIES_MAX;
         if let Why::Miss { access, size, resume } = site.why
             && !tired
+            && !leaving.x87_exception_waits()
             && !leaving.ends_with_fetch(access, site)
             && self.may_fill(resume)
             && leaving.fill(access, u64::from(size))
@@ -438,6 +441,11 @@ impl Leaving<'_, '_> {
         self.words.set(layout::GS_BASE, vcpu.mode.bases[Seg::Gs as usize]);
         let waits = vcpu.regs.rflags_other & flag::IF == 0 && self.cpu.interrupt_waits();
         self.words.set(layout::INTERRUPT_WAITS, u64::from(waits));
+    }
+
+    /// Whether a waiting x87 instruction would raise #MF, which comes before its access.
+    fn x87_exception_waits(&self) -> bool {
+        self.cpu.vcpu.regs.fx.fsw() & 0x80 != 0
     }
 
     /// Whether the access is the fetch after a branch that the run ends with: it is not done then.
@@ -565,6 +573,7 @@ impl Engine for Translator {
         }
         prepare(cpu);
         cpu.vcpu.attention = false;
+        self.turns = 0;
         self.stepping = true;
         self.dispatch(cpu, u64::MAX);
         self.stepping = false;

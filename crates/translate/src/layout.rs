@@ -7,6 +7,7 @@
 //! host RDI, RSI  scratch: the address of an access and its TLB index
 //! other twelve   guest registers, see [`HOME`]; four guest registers are kept in words
 //! host YMM0..15  the guest's, and MXCSR too, if the word VECTORS is 1
+//! host x87       the guest's if the word X87 is 1
 //! ```
 //! Every translation is entered with the flags in AX (or at its other entry, in RFLAGS); it may
 //! leave only through `trampoline`'s exit, with the number of a site pushed. The word BUDGET
@@ -79,6 +80,8 @@ pub(crate) const STRING_FLAGS: i32 = word(40);
 pub(crate) const STRING_SOURCE: i32 = word(41);
 pub(crate) const STRING_COUNT: i32 = word(42);
 pub(crate) const STRING_DONE: i32 = word(43);
+/// 1 once the host's x87 state is the guest's; as VECTORS.
+pub(crate) const X87: i32 = word(44);
 const SPILLED: usize = 16;
 
 /// Where each guest register is kept, by its number.

@@ -31,6 +31,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod trampoline;
+mod x87;
 
 pub use dispatch::Translator;
 pub use options::Options;

@@ -114,6 +114,8 @@ fn trace(mut engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec
         state.extend(vcpu.regs.ymm.iter().flatten());
         state.push(u64::from(vcpu.regs.fx.mxcsr()));
         state.push(vcpu.cr2);
+        let image = vcpu.regs.fx.0.chunks_exact(8);
+        state.extend(image.map(|word| u64::from_le_bytes(word.try_into().unwrap())));
         let hash = ram.hash();
         vcpu.tlb.flush();
         states.push((vcpu.branches, state, hash));
@@ -527,4 +529,46 @@ fn system_calls_and_returns() {
     ];
     code[0x3000..0x3000 + user.len()].copy_from_slice(&user);
     check("system calls", &code);
+}
+
+#[test]
+fn x87_state_survives_misses_steps_and_faults() {
+    check(
+        "x87",
+        &[
+            0xdb, 0xe3, // fninit
+            0xb9, 40, 0, 0, 0, // mov ecx, 40
+            0xd9, 0xe8, // fld1
+            0x89, 0x0b, // 1: mov [rbx], ecx
+            0xdb, 0x03, // fild dword [rbx]
+            0xde, 0xc1, // faddp
+            0xd9, 0xc0, // fld st(0)
+            0x69, 0xf1, 0, 0x10, 0, 0, // imul esi, ecx, 4096
+            0xdb, 0x3c, 0x33, // fstp tbyte [rbx + rsi]
+            0xd9, 0x3c, 0x33, // fnstcw [rbx + rsi]
+            0x0f, 0x20, 0xd8, // mov rax, cr3: stepped
+            0xf3, 0x0f, 0x2a, 0xc9, // cvtsi2ss xmm1, ecx
+            0xd8, 0x3c, 0x33, // fdivr dword [rbx + rsi]
+            0xdf, 0xe0, // fnstsw ax
+            0x49, 0x01, 0xc6, // add r14, rax
+            0xdb, 0xf0, // fcomi st(0), st(0)
+            0x9c, // pushfq
+            0x8f, 0xc2, // pop rdx
+            0xdc, 0x13, // fcom qword [rbx]
+            0xff, 0xc9, // dec ecx
+            0x75, 0xd0, // jnz 1b
+            0x0f, 0xef, 0xc1, // pxor mm0, mm1
+            0x0f, 0xfc, 0xd0, // paddb mm2, mm0
+            0x0f, 0x77, // emms
+            0xc7, 0x03, 0x7b, 3, 0, 0, // mov dword [rbx], 37bh: divide by zero unmasked
+            0xd9, 0x2b, // fldcw [rbx]
+            0xd9, 0xe8, // fld1
+            0xd9, 0xee, // fldz
+            0xde, 0xf9, // fdivp: leaves the exception
+            0x90, // nop
+            0xb8, 0, 0, 0, 0x40, // mov eax, 40000000h
+            0xd8, 0x00, // fadd dword [rax]: #MF, before the page fault
+            0xf4,
+        ],
+    );
 }

@@ -8,6 +8,7 @@ use cpu::{Registers, gpr};
 use crate::assembler::{Assembler, Op, condition};
 use crate::layout::{self, BRANCH_SLOTS, HOME, Home, host, word};
 use crate::site::{SITE_FAULT, SITE_LOOKUP};
+use crate::x87;
 
 const STATUS: i32 = offset_of!(Registers, status) as i32;
 const MXCSR: i32 = (offset_of!(Registers, fx) + 24) as i32;
@@ -28,6 +29,8 @@ pub(crate) struct Trampolines {
     pub(crate) branch: u32,
     /// Called: loads vector registers and MXCSR.
     pub(crate) vectors: u32,
+    /// Called: loads x87 state.
+    pub(crate) x87: u32,
 }
 
 fn register(guest: usize) -> i32 {
@@ -60,28 +63,25 @@ fn move_mxcsr(code: &mut Assembler, store: bool) {
     code.put(&MXCSR.to_le_bytes());
 }
 
-/// A jump that is taken unless the vector registers are the guest's.
-fn unless_vectors(code: &mut Assembler) -> usize {
-    code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[VECTORS], 0
-    code.put(&layout::VECTORS.to_le_bytes());
+/// A jump that is taken unless the registers that `word` tells of are the guest's.
+fn unless_loaded(code: &mut Assembler, word: i32) -> usize {
+    code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[word], 0
+    code.put(&word.to_le_bytes());
     code.put(&[0]);
     code.jump_if(condition::EQUAL)
 }
 
 /// Vector registers that were the guest's when it last left are so again: it may be entered in the
 /// middle of a block that relies on them.
-fn enter(code: &mut Assembler, vectors: usize) {
+fn enter(code: &mut Assembler, vectors: usize, x87: usize) {
     for register in CALLEE_SAVED {
         push(code, register, false);
     }
     code.op_word(Op::Store, host::RDI, layout::REGISTERS);
     code.op_word(Op::Store, host::RSI, layout::TEMPORARY);
-    let skip = unless_vectors(code);
-    code.put(&[0xe8, 0, 0, 0, 0]);
-    let call = code.here() - 4;
-    code.bind(call, vectors);
-    let here = code.here();
-    code.bind(skip, here);
+    call_if_loaded(code, layout::X87, x87);
+    call_if_loaded(code, layout::VECTORS, vectors);
+    code.op_word(Op::Load, host::RDI, layout::REGISTERS);
     code.put(&[0x0f, 0xb7, 0x87]); // movzx eax, word [rdi + ..]
     code.put(&STATUS.to_le_bytes());
     for (guest, home) in HOME.into_iter().enumerate() {
@@ -97,7 +97,20 @@ fn enter(code: &mut Assembler, vectors: usize) {
     code.put(&layout::TEMPORARY.to_le_bytes());
 }
 
-fn exit(code: &mut Assembler) {
+fn call(code: &mut Assembler, target: usize) {
+    code.put(&[0xe8, 0, 0, 0, 0]);
+    let at = code.here() - 4;
+    code.bind(at, target);
+}
+
+fn call_if_loaded(code: &mut Assembler, word: i32, target: usize) {
+    let skip = unless_loaded(code, word);
+    call(code, target);
+    let here = code.here();
+    code.bind(skip, here);
+}
+
+fn exit(code: &mut Assembler, save_x87: usize) {
     code.put(&[0x65, 0x8f, 0x04, 0x25]); // pop gs:[EXIT_SITE]
     code.put(&layout::EXIT_SITE.to_le_bytes());
     code.op_word(Op::Store, host::RDI, layout::EXIT_ADDRESS);
@@ -114,7 +127,9 @@ fn exit(code: &mut Assembler) {
             }
         }
     }
-    let skip = unless_vectors(code);
+    call_if_loaded(code, layout::X87, save_x87);
+    code.op_word(Op::Load, host::RDI, layout::REGISTERS);
+    let skip = unless_loaded(code, layout::VECTORS);
     for number in 0..16 {
         move_vector(code, true, number);
     }
@@ -168,14 +183,19 @@ fn branch(code: &mut Assembler, lookup: usize) {
 }
 
 /// All of it, to be put at offset 0 of code memory.
-pub(crate) fn generate() -> (Vec<u8>, Trampolines) {
+pub(crate) fn generate(x87_area: &x87::Area) -> (Vec<u8>, Trampolines) {
     let mut code = Assembler::default();
     let mut at = Trampolines { vectors: code.here() as u32, ..Trampolines::default() };
     vectors(&mut code);
+    let area = x87_area.address();
+    at.x87 = code.here() as u32;
+    x87::load(&mut code, area);
+    let save_x87 = code.here();
+    x87::save(&mut code, area);
     at.enter = code.here() as u32;
-    enter(&mut code, at.vectors as usize);
+    enter(&mut code, at.vectors as usize, at.x87 as usize);
     at.exit = code.here() as u32;
-    exit(&mut code);
+    exit(&mut code, save_x87);
     at.fault = code.here() as u32;
     code.op_word(Op::Store, host::RDI, layout::FAULT_RIP);
     code.op_word(Op::Store, host::RSI, layout::FAULT_FLAGS);
