@@ -38,7 +38,7 @@ fn spill(code: &mut Assembler, back: bool) {
     code.put(if back { &[0x5a, 0x59, 0x58] } else { &[0x50, 0x51, 0x52] });
 }
 
-/// `lea to, [to + displacement]; mov ecx, quads; rep movsq` after RSI and RDI are set.
+/// `mov ecx, quads; rep movsq`.
 fn copy_quads(code: &mut Assembler, quads: u32) {
     code.put(&[0xb9]);
     code.put(&quads.to_le_bytes());
@@ -81,8 +81,11 @@ pub(crate) fn save(code: &mut Assembler, area: u64) {
     code.lea(host::RDI, host::RDI, FX);
     // Control, status and tag word, without the opcode and the pointers behind them.
     code.put(&[0x8b, 0x06, 0x89, 0x07]); // mov eax, [rsi]; mov [rdi], eax
-    code.put(&[0x0f, 0xb7, 0x46, 4, 0x89, 0x47, 4]); // movzx eax, word [rsi + 4]; mov [rdi + 4], eax
-    code.put(&[0x31, 0xc0, 0x48, 0x89, 0x47, 8, 0x48, 0x89, 0x47, 16]); // 0 to [rdi + 8], [rdi + 16]
+    code.put(&[0x0f, 0xb7, 0x46, 4]); // movzx eax, word [rsi + 4]
+    code.put(&[0x89, 0x47, 4]); // mov [rdi + 4], eax
+    code.put(&[0x31, 0xc0]); // xor eax, eax
+    code.put(&[0x48, 0x89, 0x47, 8]); // mov [rdi + 8], rax
+    code.put(&[0x48, 0x89, 0x47, 16]); // mov [rdi + 16], rax
     code.lea(host::RSI, host::RSI, STACK_AT);
     code.lea(host::RDI, host::RDI, STACK_AT);
     copy_quads(code, STACK_QUADS);
