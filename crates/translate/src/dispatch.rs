@@ -351,7 +351,7 @@ impl Translator {
         let tired = site.in_string && self.turns > ENTRIES_MAX;
         if let Why::Miss { access, size, resume } = site.why
             && !tired
-            && !leaving.x87_exception_waits()
+            && !(access != Access::Exec && leaving.x87_exception_waits())
             && !leaving.ends_with_fetch(access, site)
             && self.may_fill(resume)
             && leaving.fill(access, u64::from(size))
@@ -369,6 +369,8 @@ impl Translator {
             Why::Step { mnemonic, len, then } => {
                 return self.step_instruction(leaving, Step { mnemonic, len, then });
             }
+            // Fallen off the page's end: nothing is being executed.
+            Why::Miss { access: Access::Exec, .. } if u64::from(site.offset) >= PAGE_SIZE => {}
             Why::Miss { access: Access::Exec, .. } => self.step_for(leaving.cpu, Reason::Target),
             Why::Miss { .. } if tired => {}
             Why::Miss { .. } if site.in_string => {

@@ -82,6 +82,8 @@ pub(crate) const STRING_COUNT: i32 = word(42);
 pub(crate) const STRING_DONE: i32 = word(43);
 /// 1 once the host's x87 state is the guest's; as VECTORS.
 pub(crate) const X87: i32 = word(44);
+/// Registers while x87 state is loaded.
+pub(crate) const X87_SPILLED: [i32; 3] = [word(45), word(46), word(47)];
 const SPILLED: usize = 16;
 
 /// Where each guest register is kept, by its number.

@@ -33,9 +33,11 @@ impl Area {
     }
 }
 
-/// `push` or `pop` of RAX, RCX and RDX.
-fn spill(code: &mut Assembler, back: bool) {
-    code.put(if back { &[0x5a, 0x59, 0x58] } else { &[0x50, 0x51, 0x52] });
+/// RAX, RCX and RDX to words, or back.
+fn spill(code: &mut Assembler, op: Op) {
+    for (register, word) in [host::RAX, host::RCX, host::RDX].into_iter().zip(layout::X87_SPILLED) {
+        code.op_word(op, register, word);
+    }
 }
 
 /// `mov ecx, quads; rep movsq`.
@@ -52,7 +54,7 @@ fn component(code: &mut Assembler) {
 
 /// Called: makes the host's x87 state the guest's. Keeps what is in AX; uses RSI, RDI and RFLAGS.
 pub(crate) fn load(code: &mut Assembler, area: u64) {
-    spill(code, false);
+    spill(code, Op::Store);
     code.op_word(Op::Load, host::RSI, layout::REGISTERS);
     code.lea(host::RSI, host::RSI, FX);
     code.constant(host::RDI, area);
@@ -63,7 +65,7 @@ pub(crate) fn load(code: &mut Assembler, area: u64) {
     code.put(&[1, 0, 0, 0]);
     component(code);
     code.put(&[0x48, 0x0f, 0xae, 0x2f]); // xrstor64 [rdi]
-    spill(code, true);
+    spill(code, Op::Load);
     code.put(&[0x65, 0xc6, 0x04, 0x25]); // mov byte gs:[X87], 1
     code.put(&layout::X87.to_le_bytes());
     code.put(&[1, 0xc3]);
