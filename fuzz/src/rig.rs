@@ -140,8 +140,8 @@ pub fn run(machine: &mut Machine, engine: &mut dyn Engine, until: u64, step: u64
             Stop::Reached if machine.branches() >= until => return Ending::Reached,
             Stop::Reached => {}
             Stop::Yielded => return Ending::Yielded,
-            Stop::Idle { deadline: Some(deadline) } => {
-                machine.skip_to(deadline);
+            Stop::Idle { deadline: Some(_) } => {
+                machine.skip_idle(&mut world);
                 stops += 1;
             }
             Stop::Power(PowerEvent::Reset) => {

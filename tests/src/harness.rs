@@ -10,6 +10,7 @@ use disk::DiskIo;
 use interp::Interp;
 use journal::{DiskCompletion, Output, WallClock};
 use machine::{Machine, MachineSpec, Outside, Stop};
+use replay::{OutputDigest, Watched};
 use translate::{Options, Translator};
 
 /// Wall-clock time of test machines at power-on: 2024-01-01 00:00 UTC.
@@ -33,6 +34,8 @@ pub struct Captured {
     pub disks: Vec<DiskIo>,
     /// Copy COM1 to standard error as it comes.
     pub echo: bool,
+    /// Digest of everything put out.
+    pub digest: OutputDigest,
 }
 
 impl Captured {
@@ -42,8 +45,15 @@ impl Captured {
     }
 }
 
+impl Watched for Captured {
+    fn digest(&self) -> u64 {
+        self.digest.value()
+    }
+}
+
 impl Outside for Captured {
     fn output(&mut self, output: Output) {
+        self.digest.add(&output);
         match output {
             Output::Console { port, bytes } => {
                 if self.echo && port == 0 {
@@ -165,7 +175,7 @@ impl Guest {
             match self.machine.run(&mut *self.engine, &mut self.outside, until) {
                 Stop::Reached => return Ended::Reached,
                 Stop::Yielded => {}
-                Stop::Idle { deadline: Some(at) } => self.machine.skip_to(at),
+                Stop::Idle { deadline: Some(_) } => self.machine.skip_idle(&mut self.outside),
                 Stop::Idle { deadline: None } => return Ended::Asleep,
                 Stop::Power(event) => return Ended::Power(event),
                 Stop::Shutdown => return Ended::Shutdown,

@@ -41,6 +41,9 @@ enum Verb {
     Resume(verbs::resume::Resume),
     Stop(verbs::stop::Stop),
     Inspect(verbs::inspect::Inspect),
+    Replay(Box<verbs::replay::Replay>),
+    Verify(verbs::verify::Verify),
+    Events(verbs::events::Events),
 }
 
 impl Verb {
@@ -54,6 +57,9 @@ impl Verb {
             Verb::Resume(resume) => resume.run(),
             Verb::Stop(stop) => stop.run(),
             Verb::Inspect(inspect) => inspect.run(),
+            Verb::Replay(replay) => replay.run(),
+            Verb::Verify(verify) => verify.run(),
+            Verb::Events(events) => events.run(),
         }
     }
 }

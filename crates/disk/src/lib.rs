@@ -18,6 +18,7 @@
 mod backend;
 mod chain;
 mod check;
+mod create;
 mod error;
 mod header;
 mod io;
@@ -25,14 +26,17 @@ mod lock;
 mod open;
 mod qcow2;
 mod raw;
+mod scratch;
 
 pub use backend::BlockBackend;
 pub use chain::BACKING_DEPTH_MAX;
+pub use create::create_overlay;
 pub use error::DiskError;
 pub use io::{DiskIo, PENDING_BYTES_MAX, REQUEST_LEN_MAX};
 pub use open::{DiskSpec, Format, backing_chain, open};
 pub use qcow2::Qcow2Disk;
 pub use raw::RawDisk;
+pub use scratch::{ScratchDisk, ScratchMoment};
 
 /// Bytes in a sector: the granularity of every size, offset and length of a disk.
 pub const SECTOR_SIZE: u64 = 512;

@@ -9,66 +9,44 @@
 mod log;
 
 use minicbor::{Decode, Encode};
-use types::{ExecutionPoint, VirtualTime};
+use types::VirtualTime;
 
-pub use log::{Entry, LogError, LogReader, LogWriter, VERSION};
+pub use log::{Check, Entry, LogError, LogReader, LogWriter, VERSION, What};
 
 /// What entered the machine from outside (mechanism L5).
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// The host clock moved: from here virtual time is `vtime_ns` and advances by
-    /// `rate_millins` thousandths of a nanosecond per branch.
-    #[n(0)]
+    /// The host clock went elsewhere than was foreseen: here virtual time goes forward by
+    /// `advance_ns`, and from here by `rate_millins` thousandths of a nanosecond per branch.
     ClockAnchor {
-        /// Virtual time at this point, ns; never before the machine's own.
-        #[n(0)]
-        vtime_ns: u64,
+        /// What virtual time goes forward by, ns.
+        advance_ns: u64,
         /// Thousandths of a nanosecond per branch, 1 or more.
-        #[n(1)]
         rate_millins: u64,
     },
     /// Bytes typed at serial port or console `port`.
-    #[n(1)]
     Console {
         /// Which console (see `ConsolePort`).
-        #[n(0)]
         port: u32,
         /// The bytes.
-        #[cbor(n(1), with = "minicbor::bytes")]
         bytes: Vec<u8>,
     },
     /// A frame arrived for network card `nic`.
-    #[n(2)]
     NetReceive {
         /// Index of the card.
-        #[n(0)]
         nic: u32,
         /// Ethernet frame without FCS, preceded by nothing.
-        #[cbor(n(1), with = "minicbor::bytes")]
         frame: Vec<u8>,
     },
     /// Somebody pressed the power button.
-    #[n(3)]
     PowerButton,
     /// The network link of card `nic` went up or down.
-    #[n(4)]
     NetLink {
         /// Index of the card.
-        #[n(0)]
         nic: u32,
         /// Whether the link is up.
-        #[n(1)]
         up: bool,
     },
-}
-
-/// An [`Input`] with the execution point at which it entered (mechanism L1).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// Where the machine was.
-    pub point: ExecutionPoint,
-    /// What entered.
-    pub input: Input,
 }
 
 /// What leaves the machine for the outside world. It is never logged, only checked.

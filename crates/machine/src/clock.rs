@@ -45,6 +45,11 @@ impl Clock {
         };
     }
 
+    /// At `branches` it is `at`, if it is not later already; the rate stays.
+    pub fn skip_to(&mut self, branches: u64, at: VirtualTime) {
+        self.anchor(branches, at, self.rate_millins);
+    }
+
     /// Whether a machine can have this clock; one that was saved elsewhere may be anything.
     pub(crate) fn is_valid(&self) -> bool {
         self.rate_millins != 0

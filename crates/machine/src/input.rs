@@ -6,24 +6,26 @@ use types::{ExecutionPoint, VirtualTime};
 
 use crate::board::Id;
 use crate::machine::Machine;
+use crate::run::Outside;
 use crate::spec::console_port;
 
-/// Sees inputs as they enter.
-pub type Observer = Box<dyn FnMut(ExecutionPoint, &Input) + Send>;
+/// Sees inputs as they enter: the point, virtual time before it, and what.
+pub type Observer = Box<dyn FnMut(ExecutionPoint, VirtualTime, &Input) + Send>;
 
 impl Machine {
-    /// Lets something in from outside, at the current execution point.
+    /// Lets something in from outside, at the current execution point, and lets happen what
+    /// follows from it there.
     ///
     /// Input for a device that the machine does not have is ignored.
-    pub fn inject(&mut self, input: Input) {
-        if let Some(observer) = &mut self.observer {
-            observer(self.vcpu.point(), &input);
-        }
+    pub fn inject(&mut self, outside: &mut dyn Outside, input: Input) {
         let now = self.now();
+        if let Some(observer) = &mut self.observer {
+            observer(self.vcpu.point(), now, &input);
+        }
         match input {
-            Input::ClockAnchor { vtime_ns, rate_millins } => {
-                let branches = self.vcpu.branches;
-                self.board.clock.anchor(branches, VirtualTime(vtime_ns), rate_millins);
+            Input::ClockAnchor { advance_ns, rate_millins } => {
+                let at = now.saturating_add_ns(advance_ns);
+                self.board.clock.anchor(self.vcpu.branches, at, rate_millins);
             }
             Input::Console { port, bytes } => self.receive_console(port, bytes, now),
             Input::NetReceive { nic, frame } => {
@@ -32,6 +34,7 @@ impl Machine {
             Input::NetLink { nic, up } => self.deliver_to_nic(nic, Delivery::Link(up), now),
             Input::PowerButton => self.board.press_power_button(&mut self.ram, now),
         }
+        self.settle(outside);
     }
 
     /// From now on `observer` sees every input with its execution point, before it takes effect

@@ -2,7 +2,6 @@
 
 use boot::{BootError, BootSpec, BootState, Entry, KernelKind};
 use cpu::{Seg, Vcpu, gpr};
-use journal::Input;
 use memory::Ram;
 use types::{ExecutionPoint, VirtualTime};
 
@@ -83,15 +82,14 @@ impl Machine {
         self.board.clock.now(self.vcpu.branches)
     }
 
+    /// The first branch count at which virtual time is `at` or later, as the clock goes now.
+    pub fn branches_at(&self, at: VirtualTime) -> u64 {
+        self.board.clock.branches_at(at)
+    }
+
     /// The virtual clock's rate, thousandths of a nanosecond per branch.
     pub fn rate_millins(&self) -> u64 {
         self.board.clock.rate_millins()
-    }
-
-    /// Makes virtual time `at` while the vCPU is idle, if it is not later already.
-    pub fn skip_to(&mut self, at: VirtualTime) {
-        let rate_millins = self.board.clock.rate_millins();
-        self.inject(Input::ClockAnchor { vtime_ns: at.0, rate_millins });
     }
 
     /// What it was built from.

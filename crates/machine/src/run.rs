@@ -58,30 +58,43 @@ impl Machine {
             }
             still_exits = if self.vcpu.branches == before { still_exits + 1 } else { 0 };
         }
-        self.give_out(outside);
+        self.settle(outside);
         Stop::Yielded
     }
 
-    /// Executes one instruction, with what happens before it.
+    /// Makes virtual time the deadline that the idle vCPU waits for, if there is one. That it did
+    /// so, how often, is part of the execution point: an iteration of waiting.
+    pub fn skip_idle(&mut self, outside: &mut dyn Outside) {
+        let Some(deadline) = self.next_deadline() else { return };
+        if self.vcpu.activity == Activity::Halted {
+            self.board.clock.skip_to(self.vcpu.branches, deadline);
+            self.vcpu.iterations += 1;
+            self.settle(outside);
+        }
+    }
+
+    /// Executes one instruction, or delivers the interrupt that comes before it.
     pub fn step(&mut self, engine: &mut dyn Engine, outside: &mut dyn Outside) -> Stop {
+        let before = self.vcpu.branches;
         if let Some(stop) = self.between_runs(outside, u64::MAX) {
             return stop;
         }
-        let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
-        cpu.sync_tlb();
-        engine.step(&mut cpu);
+        if self.vcpu.branches == before {
+            let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
+            cpu.sync_tlb();
+            engine.step(&mut cpu);
+        }
+        self.settle(outside);
         Stop::Reached
     }
 
     /// Everything that happens at an instruction boundary, then why to stop there, if at all.
     fn between_runs(&mut self, outside: &mut dyn Outside, until: u64) -> Option<Stop> {
         self.board.attention = false;
-        self.give_out(outside);
+        self.settle(outside);
         if let Some(event) = self.board.power_event.take() {
             return Some(Stop::Power(event));
         }
-        self.fire_due_timers(outside);
-        self.deliver_messages();
         if self.vcpu.activity == Activity::Shutdown {
             return Some(Stop::Shutdown);
         }
@@ -93,6 +106,14 @@ impl Machine {
         while cpu.service_pending() {}
         (self.vcpu.activity == Activity::Halted)
             .then(|| Stop::Idle { deadline: self.next_deadline() })
+    }
+
+    /// Lets timers fire that are due and messages arrive. After it the state is the same however
+    /// often it is called, so that inputs find the same machine live and in replay.
+    pub(crate) fn settle(&mut self, outside: &mut dyn Outside) {
+        self.give_out(outside);
+        self.fire_due_timers(outside);
+        self.deliver_messages();
     }
 
     fn give_out(&mut self, outside: &mut dyn Outside) {

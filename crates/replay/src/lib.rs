@@ -1,14 +1,16 @@
-//! Recording what enters a machine, and running it again (mechanisms L1, L2, L5).
+//! Recording what enters a machine, and running it again: the same inputs at the same execution
+//! points (mechanisms L1, L2, L5).
 //!
-//! Twins: [`Recorder`] writes every input with its execution point; [`Replayer`] runs a machine of
-//! the same beginning to each point and lets the same input in. Invariants: the replayer lets in
-//! nothing that is not in the log; a state hash in the log that the machine does not have is
-//! reported with its point, and nothing after it is run.
+//! Invariants: a recorded machine is one that is watched, nothing about it differs; a replayed one
+//! gets inputs from the log alone; what leaves a machine is never logged, only its digest, which
+//! the replay compares.
 
 #![forbid(unsafe_code)]
 
+mod digest;
 mod record;
 mod replay;
 
-pub use record::Recorder;
-pub use replay::{Divergence, Progress, ReplayError, Replayer};
+pub use digest::{OutputDigest, Watched};
+pub use record::{Recorder, check_of};
+pub use replay::{Divergence, Entries, Progress, ReplayError, Replayer, Target};

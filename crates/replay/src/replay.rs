@@ -4,9 +4,12 @@
 use std::io::Read;
 
 use cpu::Engine;
-use journal::{Entry, LogError, LogReader};
+use devices::PowerEvent;
+use journal::{Check, Entry, LogError, LogReader, What};
 use machine::{Machine, Outside, Stop};
-use types::ExecutionPoint;
+use types::{ExecutionPoint, VirtualTime};
+
+use crate::digest::Watched;
 
 /// Instructions between a point's branch count and the point itself, at most: code without a
 /// branch does not go on for longer than an engine's look-up interval.
@@ -22,6 +25,22 @@ pub enum Divergence {
         point: ExecutionPoint,
         /// First section that differs.
         section: String,
+    },
+    /// What left the machine differs.
+    #[error("up to {point} the machine put out something else than in the recording")]
+    Output {
+        /// Where it was noticed.
+        point: ExecutionPoint,
+    },
+    /// Virtual time differs.
+    #[error("at {point} virtual time is {found}, in the recording {expected}")]
+    Time {
+        /// Where.
+        point: ExecutionPoint,
+        /// As recorded.
+        expected: VirtualTime,
+        /// As it is.
+        found: VirtualTime,
     },
     /// The machine stopped before the next event.
     #[error("the next event is at {expected}, but the machine is at {found} and {why}")]
@@ -49,8 +68,13 @@ pub enum ReplayError {
 /// What a stretch of replay came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The branch count asked for was reached before the log's end.
+    /// The target was reached before the log's end.
     Reached,
+    /// The machine changed its power state: whoever drives it does what the recording's driver
+    /// did, and replays on.
+    Power(PowerEvent),
+    /// Triple fault.
+    Shutdown,
     /// The log's end, with the machine there; true if the recording ended in good order.
     End {
         /// An end mark was there.
@@ -58,31 +82,98 @@ pub enum Progress {
     },
 }
 
-/// A replay in progress.
-pub struct Replayer<R: Read> {
-    log: LogReader<R>,
-    next: Option<Entry>,
-    /// Hash entries that were checked.
-    pub checked: u64,
+/// How far to replay: to the first of these that comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The first instruction boundary at this branch count.
+    pub branches: u64,
+    /// The first place the machine comes to from which it would run or wait beyond this time.
+    pub time: VirtualTime,
+    /// Before the entry of this number.
+    pub entry: u64,
 }
 
-impl<R: Read> Replayer<R> {
-    /// Begins the replay of the log on `from`; the machine must be as it was at its beginning.
+impl Target {
+    /// The log's end.
+    pub const END: Target = Target { branches: u64::MAX, time: VirtualTime::MAX, entry: u64::MAX };
+
+    /// A branch count.
+    pub const fn branches(branches: u64) -> Target {
+        Target { branches, ..Target::END }
+    }
+}
+
+/// Where entries come from.
+pub trait Entries: Send {
+    /// The next one; `None` at the end.
+    ///
+    /// # Errors
+    /// As [`LogReader::next_entry`].
+    fn next_entry(&mut self) -> Result<Option<Entry>, LogError>;
+}
+
+impl<R: Read + Send> Entries for LogReader<R> {
+    fn next_entry(&mut self) -> Result<Option<Entry>, LogError> {
+        LogReader::next_entry(self)
+    }
+}
+
+/// A replay in progress.
+pub struct Replayer {
+    log: Box<dyn Entries>,
+    next: Option<Entry>,
+    number: u64,
+    checking: bool,
+    checked: u64,
+}
+
+/// A machine with everything it is replayed on.
+struct Rig<'a> {
+    machine: &'a mut Machine,
+    engine: &'a mut dyn Engine,
+    outside: &'a mut dyn Watched,
+}
+
+impl Replayer {
+    /// Begins the replay of `log`; the machine must be as it was at its beginning.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn new(from: R) -> Result<Replayer<R>, ReplayError> {
-        let mut log = LogReader::new(from)?;
+    pub fn new(log: impl Entries + 'static) -> Result<Replayer, ReplayError> {
+        Replayer::from_entry(log, 0)
+    }
+
+    /// Begins in the middle: `log` gives entry `number` first.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn from_entry(log: impl Entries + 'static, number: u64) -> Result<Replayer, ReplayError> {
+        let mut log: Box<dyn Entries> = Box::new(log);
         let next = log.next_entry()?;
-        Ok(Replayer { log, next, checked: 0 })
+        Ok(Replayer { log, next, number, checking: true, checked: 0 })
     }
 
-    /// The next entry's point.
-    pub fn next_point(&self) -> Option<ExecutionPoint> {
-        self.next.as_ref().map(Entry::point)
+    /// Whether the log's checks are made; they are unless this says otherwise.
+    pub fn set_checking(&mut self, checking: bool) {
+        self.checking = checking;
     }
 
-    /// Replays to branch count `until`, or to the log's end if that is before.
+    /// Checks that were made.
+    pub fn checked(&self) -> u64 {
+        self.checked
+    }
+
+    /// The next entry; `None` at the log's end.
+    pub fn next(&self) -> Option<&Entry> {
+        self.next.as_ref()
+    }
+
+    /// The next entry's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Replays to `target`, or to whatever comes before.
     ///
     /// # Errors
     /// [`ReplayError`]; the machine is then where the difference was seen.
@@ -90,103 +181,140 @@ impl<R: Read> Replayer<R> {
         &mut self,
         machine: &mut Machine,
         engine: &mut dyn Engine,
-        outside: &mut dyn Outside,
-        until: u64,
+        outside: &mut dyn Watched,
+        target: Target,
     ) -> Result<Progress, ReplayError> {
+        let mut rig = Rig { machine, engine, outside };
         loop {
-            let Some(entry) = self.next.take() else {
-                return Ok(Progress::End { orderly: false });
-            };
-            let point = entry.point();
-            if point.branches > until {
-                self.next = Some(entry);
-                let target = ExecutionPoint { branches: until, ..point };
-                run_to_count(machine, engine, outside, target)?;
+            if self.number >= target.entry {
                 return Ok(Progress::Reached);
             }
-            run_to_count(machine, engine, outside, point)?;
-            step_to_point(machine, engine, outside, point)?;
-            if let Entry::End { .. } = entry {
-                return Ok(Progress::End { orderly: true });
+            let Some(entry) = &self.next else {
+                return Ok(Progress::End { orderly: false });
+            };
+            if let Some(progress) = rig.approach(entry.point, target)? {
+                return Ok(progress);
             }
-            self.take_up(machine, entry)?;
-            self.next = self.log.next_entry()?;
+            if let Some(progress) = self.take_up(&mut rig)? {
+                return Ok(progress);
+            }
         }
     }
 
-    fn take_up(&mut self, machine: &mut Machine, entry: Entry) -> Result<(), Divergence> {
-        match entry {
-            Entry::Input { input, .. } => machine.inject(input),
-            Entry::Hashes { point, hashes } => {
-                self.checked += 1;
-                compare(machine, point, &hashes)?;
+    /// Takes up the entries of the place where the machine stands, and runs nothing: after the
+    /// recorded machine powered off, they are the last ones.
+    ///
+    /// # Errors
+    /// As [`Replayer::run`].
+    pub fn finish(
+        &mut self,
+        machine: &mut Machine,
+        engine: &mut dyn Engine,
+        outside: &mut dyn Watched,
+    ) -> Result<Progress, ReplayError> {
+        let mut rig = Rig { machine, engine, outside };
+        while let Some(entry) = &self.next {
+            let (expected, found) = (entry.point, rig.machine.point());
+            if expected != found {
+                let why = "ended";
+                return Err(Divergence::Stopped { expected, found, why }.into());
             }
-            Entry::End { .. } => {}
+            if let Some(progress) = self.take_up(&mut rig)? {
+                return Ok(progress);
+            }
         }
-        Ok(())
+        Ok(Progress::End { orderly: false })
+    }
+
+    /// The machine is at the next entry: what it says is done.
+    fn take_up(&mut self, rig: &mut Rig<'_>) -> Result<Option<Progress>, ReplayError> {
+        let Some(Entry { point, at, what }) = self.next.take() else { return Ok(None) };
+        let found = Entry::time(rig.machine.now());
+        if found != at {
+            return Err(Divergence::Time { point, expected: at, found }.into());
+        }
+        match what {
+            What::Input(input) => rig.machine.inject(rig.outside, input),
+            What::Check(check) if self.checking => {
+                self.checked += 1;
+                compare(rig, point, &check)?;
+            }
+            What::Check(_) | What::Checkpoint(_) => {}
+            What::End => return Ok(Some(Progress::End { orderly: true })),
+        }
+        self.next = self.log.next_entry()?;
+        self.number += 1;
+        Ok(None)
     }
 }
 
-fn compare(
-    machine: &mut Machine,
-    point: ExecutionPoint,
-    expected: &[u64],
-) -> Result<(), Divergence> {
-    let found = machine.section_hashes();
+fn compare(rig: &mut Rig<'_>, point: ExecutionPoint, expected: &Check) -> Result<(), Divergence> {
+    let found = rig.machine.section_hashes();
     let differs = |(index, (_, hash)): &(usize, &(String, u128))| {
-        expected.get(*index) != Some(&(*hash as u64))
+        expected.sections.get(*index) != Some(&(*hash as u64))
     };
     let first = found.iter().enumerate().find(differs).map(|(_, (name, _))| name.clone());
-    let more = || (expected.len() != found.len()).then(|| "the list of sections".to_owned());
+    let more =
+        || (expected.sections.len() != found.len()).then(|| "the list of sections".to_owned());
     match first.or_else(more) {
-        None => Ok(()),
         Some(section) => Err(Divergence::State { point, section }),
+        None if rig.outside.digest() != expected.output => Err(Divergence::Output { point }),
+        None => Ok(()),
     }
 }
 
-/// Runs until the branch count is the target's.
-fn run_to_count(
-    machine: &mut Machine,
-    engine: &mut dyn Engine,
-    outside: &mut dyn Outside,
-    target: ExecutionPoint,
-) -> Result<(), Divergence> {
-    while machine.branches() < target.branches {
-        let why = match machine.run(engine, outside, target.branches) {
-            Stop::Reached | Stop::Yielded => continue,
-            Stop::Idle { .. } => "is halted",
-            Stop::Power(_) => "changed its power state",
-            Stop::Shutdown => "shut down",
-        };
-        return Err(Divergence::Stopped { expected: target, found: machine.point(), why });
+impl Rig<'_> {
+    /// Runs to the point of the next entry; what came before, if something did.
+    fn approach(
+        &mut self,
+        point: ExecutionPoint,
+        target: Target,
+    ) -> Result<Option<Progress>, Divergence> {
+        for _ in 0..STEPS_MAX {
+            let here = self.machine.point();
+            if here.branches >= target.branches {
+                return Ok(Some(Progress::Reached));
+            }
+            if here == point && self.machine.now() <= target.time {
+                return Ok(None);
+            }
+            let in_time = self.machine.branches_at(target.time);
+            if here.branches >= in_time {
+                return Ok(Some(Progress::Reached));
+            }
+            let until = point.branches.min(target.branches).min(in_time);
+            let stop = if here.branches < until {
+                let outside: &mut dyn Outside = self.outside;
+                self.machine.run(self.engine, outside, until)
+            } else if here.branches == point.branches {
+                self.machine.step(self.engine, self.outside)
+            } else {
+                return self.stopped(point, "is past it");
+            };
+            match stop {
+                Stop::Reached | Stop::Yielded => {}
+                Stop::Idle { deadline: None } => return self.stopped(point, "is halted for good"),
+                Stop::Idle { deadline: Some(at) } => {
+                    let here = self.machine.point();
+                    if here == point {
+                        continue;
+                    }
+                    if here.branches > point.branches {
+                        return self.stopped(point, "is past it");
+                    }
+                    if at > target.time {
+                        return Ok(Some(Progress::Reached));
+                    }
+                    self.machine.skip_idle(self.outside);
+                }
+                Stop::Power(event) => return Ok(Some(Progress::Power(event))),
+                Stop::Shutdown => return Ok(Some(Progress::Shutdown)),
+            }
+        }
+        self.stopped(point, "does not come to it")
     }
-    Ok(())
-}
 
-/// Steps from the first instruction at the target's branch count to the target.
-fn step_to_point(
-    machine: &mut Machine,
-    engine: &mut dyn Engine,
-    outside: &mut dyn Outside,
-    target: ExecutionPoint,
-) -> Result<(), Divergence> {
-    let stopped = |machine: &Machine, why| {
-        Err(Divergence::Stopped { expected: target, found: machine.point(), why })
-    };
-    for _ in 0..STEPS_MAX {
-        let here = machine.point();
-        if here == target {
-            return Ok(());
-        }
-        if here.branches > target.branches {
-            return stopped(machine, "is past it");
-        }
-        match machine.step(engine, outside) {
-            Stop::Reached | Stop::Yielded => {}
-            Stop::Idle { .. } => return stopped(machine, "is halted"),
-            Stop::Power(_) => return stopped(machine, "changed its power state"),
-            Stop::Shutdown => return stopped(machine, "shut down"),
-        }
+    fn stopped<T>(&self, expected: ExecutionPoint, why: &'static str) -> Result<T, Divergence> {
+        Err(Divergence::Stopped { expected, found: self.machine.point(), why })
     }
-    stopped(machine, "ran on without a branch")
 }

@@ -1,9 +1,10 @@
 //! How virtual time follows the host's clock: pure arithmetic, no clock is read here.
 //!
-//! After each quantum the machine gets an anchor. Behind the host: virtual time jumps to the
-//! host's, which is a fraction of a quantum unless the host was busy elsewhere. Ahead of it:
-//! virtual time goes on from where it is, slower, until the host has caught up; it never goes
-//! back and never stands still.
+//! Virtual time goes on by itself, at the rate that branches are thought to take. Only when it
+//! strays from the host's clock beyond a bound it gets an anchor, which costs bytes in a
+//! recording. Behind the host: it jumps to the host's time. Ahead of it: it goes on from where it
+//! is, slower, until the host has caught up; it never goes back and never stands still. The bound
+//! is narrow as long as anchors are rare, and wider where they would not be.
 
 use types::VirtualTime;
 
@@ -15,6 +16,19 @@ const QUANTUM_BRANCHES_MAX: u64 = 10_000_000;
 /// A measurement counts for one in so many.
 const SMOOTHING: i64 = 8;
 
+/// How far virtual time may stray while anchors are rare, ns.
+const DRIFT_NS: u64 = 2_000_000;
+/// How far it may stray whatever happens, ns: less than anybody notices.
+const DRIFT_NS_MAX: u64 = 20_000_000;
+/// A lead is made up for in about this time, ns.
+const CATCH_UP_NS: u64 = 20_000_000;
+/// What is left of a lead when the rate goes back to what it should be, ns.
+const LEAD_NS_MIN: u64 = 100_000;
+/// An anchor for each so many nanoseconds of host time can be had at the narrow bound...
+const ANCHOR_NS: u64 = 50_000_000;
+/// ...and so many at once.
+const ANCHORS_SAVED_MAX: u64 = 40;
+
 /// Thousandths of a nanosecond per branch until something better is known.
 const NOMINAL_RATE_MILLINS: u64 = machine::MachineSpec::NOMINAL_RATE;
 
@@ -25,19 +39,28 @@ pub(crate) struct LiveClock {
     origin_ns: u64,
     /// What a branch takes on this host, thousandths of a nanosecond, smoothed.
     cost_millins: u64,
+    /// Virtual time is ahead by this and goes slower than it should; 0 if not.
+    slowed_for_ns: u64,
+    /// Host time up to which the allowance of anchors is used up.
+    spent_until_ns: u64,
 }
 
 /// What goes into `Input::ClockAnchor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Anchor {
-    pub vtime_ns: u64,
+    pub advance_ns: u64,
     pub rate_millins: u64,
 }
 
 impl LiveClock {
-    /// Virtual time 0 is at `host_ns`.
-    pub fn new(host_ns: u64) -> LiveClock {
-        LiveClock { origin_ns: host_ns, cost_millins: NOMINAL_RATE_MILLINS }
+    /// Virtual time is `now` at `host_ns`.
+    pub fn new(host_ns: u64, now: VirtualTime) -> LiveClock {
+        LiveClock {
+            origin_ns: host_ns.saturating_sub(now.0),
+            cost_millins: NOMINAL_RATE_MILLINS,
+            slowed_for_ns: 0,
+            spent_until_ns: 0,
+        }
     }
 
     /// `branches` branches took `run_ns`, idle time left out.
@@ -53,13 +76,40 @@ impl LiveClock {
         self.cost_millins = (cost + change).max(1) as u64;
     }
 
-    /// The anchor for virtual time `now` when the host's clock is at `host_ns`.
-    pub fn anchor(&self, host_ns: u64, now: VirtualTime) -> Anchor {
+    /// The anchor that virtual time `now` needs when the host's clock is at `host_ns`, if it has
+    /// strayed too far.
+    pub fn correct(&mut self, host_ns: u64, now: VirtualTime) -> Option<Anchor> {
         let target = host_ns.saturating_sub(self.origin_ns);
-        let ahead = now.0.saturating_sub(target);
-        let rate = u128::from(self.cost_millins) * u128::from(QUANTUM_NS)
-            / (u128::from(QUANTUM_NS) + 2 * u128::from(ahead));
-        Anchor { vtime_ns: target.max(now.0), rate_millins: (rate as u64).max(1) }
+        let (lag, lead) = (target.saturating_sub(now.0), now.0.saturating_sub(target));
+        let bound = self.bound(host_ns);
+        let anchor = if self.slowed_for_ns != 0 && lead <= LEAD_NS_MIN {
+            self.slowed_for_ns = 0;
+            // What is left is made up for by running.
+            Anchor { advance_ns: lag / 1000 * 1000, rate_millins: self.cost_millins }
+        } else if lag > bound {
+            Anchor { advance_ns: lag / 1000 * 1000, rate_millins: self.cost_millins }
+        } else if lead > bound.max(self.slowed_for_ns * 2) {
+            self.slowed_for_ns = lead;
+            let rate = u128::from(self.cost_millins) * u128::from(CATCH_UP_NS)
+                / (u128::from(CATCH_UP_NS) + u128::from(lead));
+            Anchor { advance_ns: 0, rate_millins: (rate as u64).max(1) }
+        } else {
+            return None;
+        };
+        self.spent_until_ns = self.spent_until_ns.max(self.allowance_start(host_ns)) + ANCHOR_NS;
+        Some(anchor)
+    }
+
+    /// How far virtual time may stray now.
+    fn bound(&self, host_ns: u64) -> u64 {
+        let saved = host_ns.saturating_sub(self.spent_until_ns) / ANCHOR_NS;
+        // Half the allowance at the narrow bound, the rest ever wider.
+        let short = (ANCHORS_SAVED_MAX / 2).saturating_sub(saved);
+        DRIFT_NS + (DRIFT_NS_MAX - DRIFT_NS) * short / (ANCHORS_SAVED_MAX / 2)
+    }
+
+    fn allowance_start(&self, host_ns: u64) -> u64 {
+        host_ns.saturating_sub(ANCHORS_SAVED_MAX * ANCHOR_NS)
     }
 
     /// The machine stood still for `held_ns`, on purpose: virtual time does too.
@@ -87,74 +137,102 @@ pub(crate) fn quantum_branches(cost_millins: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// Runs quanta on a host where a branch takes `cost(quantum)`; the clock and the worst lead
-    /// and lag of virtual time after the first hundred.
-    fn simulate(cost: impl Fn(u64) -> u64, quanta: u64) -> (LiveClock, u64, u64) {
-        let mut clock = LiveClock::new(1_000);
-        let (mut host, mut rate, mut now) = (1_000, NOMINAL_RATE_MILLINS, VirtualTime(0));
-        let (mut lead, mut lag) = (0, 0);
+    /// What became of virtual time on a simulated host.
+    struct Drift {
+        clock: LiveClock,
+        /// Worst lead and lag after the first hundred quanta, ns.
+        lead: u64,
+        lag: u64,
+        anchors: u64,
+        host_ns: u64,
+    }
+
+    /// Runs quanta on a host where a branch takes `cost(quantum)`.
+    fn simulate(cost: impl Fn(u64) -> u64, quanta: u64) -> Drift {
+        let clock = LiveClock::new(1_000, VirtualTime(0));
+        let mut drift = Drift { clock, lead: 0, lag: 0, anchors: 0, host_ns: 1_000 };
+        let (mut rate, mut now) = (NOMINAL_RATE_MILLINS, VirtualTime(0));
         for quantum in 0..quanta {
-            let branches = clock.quantum_branches();
+            let branches = drift.clock.quantum_branches();
             let run_ns = branches * cost(quantum) / 1000;
-            host += run_ns;
-            let reached = VirtualTime(now.0 + branches * rate / 1000);
-            if quantum >= 100 {
-                lead = lead.max(reached.0.saturating_sub(host - 1_000));
-                lag = lag.max((host - 1_000).saturating_sub(reached.0));
+            drift.host_ns += run_ns;
+            now = now.saturating_add_ns(branches * rate / 1000);
+            drift.clock.measure(run_ns, branches);
+            if let Some(anchor) = drift.clock.correct(drift.host_ns, now) {
+                assert!(anchor.rate_millins >= 1 && anchor.advance_ns % 1000 == 0);
+                (now, rate) = (now.saturating_add_ns(anchor.advance_ns), anchor.rate_millins);
+                drift.anchors += u64::from(quantum >= 100);
             }
-            clock.measure(run_ns, branches);
-            let anchor = clock.anchor(host, reached);
-            assert!(anchor.vtime_ns >= reached.0, "time ran backwards");
-            assert!(anchor.rate_millins >= 1);
-            (now, rate) = (VirtualTime(anchor.vtime_ns), anchor.rate_millins);
+            if quantum >= 100 {
+                drift.lead = drift.lead.max(now.0.saturating_sub(drift.host_ns - 1_000));
+                drift.lag = drift.lag.max((drift.host_ns - 1_000).saturating_sub(now.0));
+            }
         }
-        (clock, lead, lag)
+        drift
     }
 
     #[test]
-    fn clock_follows_hosts_of_any_speed() {
+    fn clock_follows_hosts_of_any_speed_with_hardly_an_anchor() {
         for cost in [50, 2_000, 10_000, 100_000, 900_000] {
-            let (clock, lead, lag) = simulate(|_| cost, 1_000);
-            let error = clock.cost_millins.abs_diff(cost) * 100 / cost;
-            assert!(error <= 20, "{cost}: {}", clock.cost_millins);
-            assert!(lead < QUANTUM_NS && lag < QUANTUM_NS, "{cost}: {lead} {lag}");
+            let drift = simulate(|_| cost, 5_000);
+            let error = drift.clock.cost_millins.abs_diff(cost) * 100 / cost;
+            assert!(error <= 20, "{cost}: {}", drift.clock.cost_millins);
+            assert!(drift.lead < 3 * DRIFT_NS && drift.lag < 2 * DRIFT_NS, "{cost}");
+            assert!(drift.anchors < 30, "{cost}: {} anchors", drift.anchors);
         }
     }
 
     #[test]
-    fn clock_stays_near_an_uneven_host() {
-        let uneven = |quantum: u64| if quantum.is_multiple_of(7) { 400_000 } else { 100_000 };
-        let (_, lead, lag) = simulate(uneven, 5_000);
-        assert!(lead < 2 * QUANTUM_NS && lag < 8 * QUANTUM_NS, "{lead} {lag}");
+    fn clock_stays_near_an_uneven_host_and_anchors_stay_few() {
+        let by_sevens = |quantum: u64| if quantum.is_multiple_of(7) { 400_000 } else { 100_000 };
+        let by_phases = |quantum: u64| if quantum / 50 % 2 == 0 { 30_000 } else { 5_000 };
+        let wild = |quantum: u64| 5_000 + (quantum * 0x9e37_79b9_7f4a_7c15 >> 32) % 60_000;
+        let drifts =
+            [simulate(by_sevens, 20_000), simulate(by_phases, 60_000), simulate(wild, 60_000)];
+        for drift in drifts {
+            assert!(drift.lead < 50_000_000 && drift.lag < 25_000_000, "{drift:?}");
+            let per_minute = drift.anchors * 60_000_000_000 / drift.host_ns;
+            assert!(per_minute < 3_500, "{per_minute} anchors a minute");
+        }
+    }
+
+    impl std::fmt::Debug for Drift {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "lead {} lag {} anchors {}", self.lead, self.lag, self.anchors)
+        }
     }
 
     #[test]
-    fn anchor_ahead_slows_down_and_behind_jumps() {
-        let clock = LiveClock::new(500);
-        let even = clock.anchor(1_500, VirtualTime(1_000));
-        assert_eq!(even, Anchor { vtime_ns: 1_000, rate_millins: NOMINAL_RATE_MILLINS });
-        let behind = clock.anchor(5_000_500, VirtualTime(1_000));
-        assert_eq!(behind, Anchor { vtime_ns: 5_000_000, ..even });
-        let ahead = clock.anchor(500, VirtualTime(QUANTUM_NS));
-        assert_eq!(ahead.vtime_ns, QUANTUM_NS);
-        assert_eq!(ahead.rate_millins, NOMINAL_RATE_MILLINS / 3);
-        assert_eq!(clock.anchor(500, VirtualTime(u64::MAX / 2)).rate_millins, 1);
-        assert_eq!(clock.anchor(0, VirtualTime(0)).vtime_ns, 0);
+    fn clock_ahead_slows_down_until_it_is_caught_up_with_and_behind_it_jumps() {
+        let mut clock = LiveClock::new(500, VirtualTime(0));
+        let later = 10_000_000_000;
+        assert_eq!(clock.correct(later + 500, VirtualTime(later)), None);
+        assert_eq!(clock.correct(later + 500 + DRIFT_NS, VirtualTime(later)), None);
+        let jump = clock.correct(later + 500 + 5_000_400, VirtualTime(later)).unwrap();
+        assert_eq!(jump, Anchor { advance_ns: 5_000_000, rate_millins: NOMINAL_RATE_MILLINS });
+        let slow = clock.correct(later, VirtualTime(later + 10_000_000)).unwrap();
+        assert_eq!(slow.advance_ns, 0);
+        assert!(slow.rate_millins < NOMINAL_RATE_MILLINS && slow.rate_millins > 0);
+        assert_eq!(clock.correct(later, VirtualTime(later + 9_000_000)), None);
+        let normal = clock.correct(later, VirtualTime(later - 400)).unwrap();
+        assert_eq!(normal, Anchor { advance_ns: 0, rate_millins: NOMINAL_RATE_MILLINS });
+        let far = clock.correct(500, VirtualTime(u64::MAX / 2)).unwrap();
+        assert_eq!(far, Anchor { advance_ns: 0, rate_millins: 1 });
     }
 
     #[test]
     fn held_time_does_not_pass() {
-        let mut clock = LiveClock::new(0);
-        clock.hold(1_000_000);
-        assert_eq!(clock.anchor(1_000_005, VirtualTime(5)).vtime_ns, 5);
-        assert_eq!(clock.host_ns_of(VirtualTime(5)), 1_000_005);
+        let mut clock = LiveClock::new(0, VirtualTime(0));
+        clock.hold(1_000_000_000);
+        assert_eq!(clock.correct(1_000_000_005, VirtualTime(5)), None);
+        assert_eq!(clock.host_ns_of(VirtualTime(5)), 1_000_000_005);
     }
 
     #[test]
     fn measure_of_nothing_changes_nothing() {
-        let mut clock = LiveClock::new(0);
+        let mut clock = LiveClock::new(0, VirtualTime(0));
         clock.measure(1_000_000, 0);
         clock.measure(0, 0);
-        assert_eq!(clock, LiveClock::new(0));
+        assert_eq!(clock, LiveClock::new(0, VirtualTime(0)));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Everything that depends on the host enters here: which inputs come after which quantum, and in
 //! a live run the anchors of the clock. With a seed there are no anchors, so that without input
-//! the run depends on nothing of the host; with `--warp` idle time is skipped besides.
+//! the run depends on nothing of the host; with `--warp` idle time is skipped besides. In a replay
+//! nothing enters from the host: a log says what comes where.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,16 +12,18 @@ use boot::{BootSpec, PlatformTables};
 use cpu::Engine;
 use devices::PowerEvent;
 use host::clock::monotonic_ns;
+use host::net::NetBackend;
 use journal::Input;
 use machine::{Machine, MachineSpec, Stop};
 use types::VirtualTime;
 
-use crate::clock::{LiveClock, quantum_branches};
+use crate::clock::{Anchor, LiveClock, quantum_branches};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
 use crate::lifecycle::Lifecycle;
 use crate::ports::Ports;
 use crate::prepare::BootFiles;
+use crate::recording::{LogFeed, Recording, Stretch};
 use crate::status::SharedMetrics;
 use crate::{End, Metrics, State, VmError};
 
@@ -33,6 +36,8 @@ const FRAMES_PER_QUANTUM: usize = 2;
 const HVC_BYTES_PER_QUANTUM: usize = 256;
 /// Number of the virtio console among the ports.
 const HVC: usize = machine::console_port::VIRTIO as usize;
+/// Before a sleep of this many nanoseconds what is recorded leaves memory.
+const FLUSH_SLEEP_NS: u64 = 100_000_000;
 /// Longest single sleep; a deadline beyond it is only slept towards.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
@@ -47,6 +52,17 @@ pub(crate) enum Pace {
     Warp,
 }
 
+/// Where inputs come from.
+pub(crate) enum Feed {
+    /// Consoles, networks and the clock of this host.
+    Live,
+    /// A log.
+    Log(Box<LogFeed>),
+}
+
+/// What makes a replayed machine's networks once it is live.
+pub(crate) type Plug = Box<dyn FnOnce() -> Result<Vec<Box<dyn NetBackend>>, VmError> + Send>;
+
 /// Everything the machine thread owns.
 pub(crate) struct Driver {
     pub machine: Machine,
@@ -56,6 +72,10 @@ pub(crate) struct Driver {
     pub lifecycle: Arc<Lifecycle>,
     pub shared_metrics: Arc<SharedMetrics>,
     pub pace: Pace,
+    pub feed: Feed,
+    /// Done when the feed becomes live.
+    pub plug: Option<Plug>,
+    pub recording: Option<Recording>,
     pub hash_log: HashLog,
     pub boot: BootFiles,
     pub no_reboot: bool,
@@ -72,6 +92,9 @@ impl Driver {
     pub fn run(&mut self) -> Result<End, VmError> {
         self.lifecycle.enter(State::Running);
         let end = self.run_quanta()?;
+        if let Some(mut recording) = self.recording.take() {
+            recording.finish(&mut self.machine, self.ports.digest());
+        }
         self.hash_log.finish(&mut self.machine)?;
         self.publish();
         Ok(end)
@@ -82,24 +105,81 @@ impl Driver {
             if let Some(end) = self.obey() {
                 return Ok(end);
             }
-            self.let_in();
-            let stop = self.run_quantum();
-            if self.hash_log.look(&mut self.machine)? {
-                return Ok(End::StopPoint);
+            let end = match self.feed {
+                Feed::Live => self.live_quantum()?,
+                Feed::Log(_) => self.replay_quantum()?,
+            };
+            if let Some(end) = end {
+                return Ok(end);
             }
-            match stop {
-                Stop::Reached | Stop::Yielded => {}
-                Stop::Idle { deadline } => self.idle(deadline),
-                Stop::Shutdown => return Ok(End::TripleFault),
-                Stop::Power(event) => {
-                    if let Some(end) = self.power(event)? {
-                        return Ok(end);
-                    }
-                }
-            }
-            self.anchor();
             self.publish();
         }
+    }
+
+    /// A quantum with inputs from this host; how the VM ends, if it does.
+    fn live_quantum(&mut self) -> Result<Option<End>, VmError> {
+        self.let_in();
+        let stop = self.run_quantum();
+        if self.hash_log.look(&mut self.machine)? {
+            return Ok(Some(End::StopPoint));
+        }
+        match stop {
+            Stop::Reached => {}
+            // Where an engine came back for no reason is no point to let anything in.
+            Stop::Yielded => return Ok(None),
+            Stop::Idle { deadline } => self.idle(deadline),
+            Stop::Shutdown => return Ok(Some(End::TripleFault)),
+            Stop::Power(event) => {
+                if let Some(end) = self.power(event)? {
+                    return Ok(Some(end));
+                }
+            }
+        }
+        self.anchor();
+        if let Some(recording) = &mut self.recording {
+            recording.look(&mut self.machine, || self.ports.digest());
+        }
+        Ok(None)
+    }
+
+    /// A stretch of replay; how the VM ends, if it does.
+    fn replay_quantum(&mut self) -> Result<Option<End>, VmError> {
+        let Feed::Log(feed) = &mut self.feed else { return Ok(None) };
+        let until = self.hash_log.until();
+        let stretch =
+            feed.replay(&mut self.machine, self.engine.as_mut(), &mut self.ports, until)?;
+        if self.hash_log.look(&mut self.machine)? {
+            return Ok(Some(End::StopPoint));
+        }
+        match stretch {
+            Stretch::On => Ok(None),
+            Stretch::End(end) => Ok(Some(end)),
+            Stretch::There if feed.goes_live() => self.go_live().map(|()| None),
+            Stretch::There => Ok(Some(End::StopPoint)),
+            Stretch::Power(event) => {
+                let end = self.power(event)?;
+                if let (Some(_), Feed::Log(feed)) = (end, &mut self.feed) {
+                    let finished =
+                        feed.finish(&mut self.machine, self.engine.as_mut(), &mut self.ports);
+                    finished.map_err(crate::RecordingError::from)?;
+                }
+                Ok(end)
+            }
+        }
+    }
+
+    /// Leaves the recording: from here the machine is like any other.
+    fn go_live(&mut self) -> Result<(), VmError> {
+        self.feed = Feed::Live;
+        self.pace = Pace::Live(LiveClock::new(monotonic_ns(), self.machine.now()));
+        if let Some(plug) = self.plug.take() {
+            self.ports.nets = plug()?;
+        }
+        for nic in self.ports.nets.len()..self.machine.spec().nics.len() {
+            let nic = nic as u32;
+            self.machine.inject(&mut self.ports, Input::NetLink { nic, up: false });
+        }
+        Ok(())
     }
 
     fn run_quantum(&mut self) -> Stop {
@@ -120,15 +200,12 @@ impl Driver {
         stop
     }
 
-    /// Live, moves virtual time to the host's.
+    /// Live, moves virtual time to the host's if it has strayed from it.
     fn anchor(&mut self) {
-        if let Pace::Live(clock) = &self.pace {
-            let anchor = clock.anchor(monotonic_ns(), self.machine.now());
-            self.machine.inject(Input::ClockAnchor {
-                vtime_ns: anchor.vtime_ns,
-                rate_millins: anchor.rate_millins,
-            });
-        }
+        let Pace::Live(clock) = &mut self.pace else { return };
+        let Some(anchor) = clock.correct(monotonic_ns(), self.machine.now()) else { return };
+        let Anchor { advance_ns, rate_millins } = anchor;
+        self.machine.inject(&mut self.ports, Input::ClockAnchor { advance_ns, rate_millins });
     }
 
     /// Lets in what came from consoles and networks, as far as there is room.
@@ -136,7 +213,7 @@ impl Driver {
         for (port, room) in self.rooms().into_iter().enumerate() {
             let bytes = self.inbox.take_typed(port, room);
             if !bytes.is_empty() {
-                self.machine.inject(Input::Console { port: port as u32, bytes });
+                self.machine.inject(&mut self.ports, Input::Console { port: port as u32, bytes });
             }
         }
         self.frame_credit = (self.frame_credit + FRAMES_PER_QUANTUM).min(FRAMES_MAX);
@@ -145,10 +222,10 @@ impl Driver {
             for frame in self.inbox.take_frames(card, self.frame_credit) {
                 self.frame_credit -= 1;
                 self.metrics.frames_received += 1;
-                self.machine.inject(Input::NetReceive { nic, frame });
+                self.machine.inject(&mut self.ports, Input::NetReceive { nic, frame });
             }
             if self.inbox.take_link_down(card) {
-                self.machine.inject(Input::NetLink { nic, up: false });
+                self.machine.inject(&mut self.ports, Input::NetLink { nic, up: false });
             }
         }
     }
@@ -174,18 +251,25 @@ impl Driver {
         };
         let sleep = sleep_ns.map(|ns| Duration::from_nanos(ns).min(SLEEP_MAX));
         let until = sleep.map(|sleep| Instant::now() + sleep);
+        if let Some(recording) = self.recording.as_mut().filter(|_| sleep_ns > Some(FLUSH_SLEEP_NS))
+        {
+            recording.flush(&mut self.machine);
+        }
         let woken = self.inbox.wait_any(until, self.rooms());
         let idle_ns = monotonic_ns() - start_ns;
         self.metrics.idle_ns += idle_ns;
-        let passed = now.saturating_add_ns(idle_ns);
-        match (&self.pace, woken, deadline) {
-            // The anchor that comes next moves time.
-            (Pace::Live(_), _, _) => {}
-            (_, Woken::Deadline, Some(at)) if sleep < Some(SLEEP_MAX) => self.machine.skip_to(at),
-            (Pace::Warp, _, _) => {}
-            (Pace::Seeded, _, at) => {
-                self.machine.skip_to(passed.min(at.unwrap_or(VirtualTime::MAX)));
+        match (&self.pace, woken) {
+            (_, Woken::Deadline) if deadline.is_some() && sleep < Some(SLEEP_MAX) => {
+                self.machine.skip_idle(&mut self.ports);
             }
+            (Pace::Seeded, _) => {
+                let left = deadline.map_or(u64::MAX, |at| at.ns_since(now));
+                let rate_millins = self.machine.rate_millins();
+                let anchor = Input::ClockAnchor { advance_ns: idle_ns.min(left), rate_millins };
+                self.machine.inject(&mut self.ports, anchor);
+            }
+            // The anchor that comes next moves time.
+            (Pace::Live(_) | Pace::Warp, _) => {}
         }
     }
 
@@ -246,11 +330,13 @@ impl Driver {
             (Verb::Resume, State::Paused) => self.lifecycle.enter(State::Running),
             (Verb::Resume, _) => return refuse("resumed"),
             (Verb::Stop, State::Running | State::Paused) => {
-                self.machine.inject(Input::PowerButton);
+                self.machine.inject(&mut self.ports, Input::PowerButton);
                 self.lifecycle.enter(State::Stopping);
             }
             // Asked again; some guests want it twice.
-            (Verb::Stop | Verb::PowerButton, _) => self.machine.inject(Input::PowerButton),
+            (Verb::Stop | Verb::PowerButton, _) => {
+                self.machine.inject(&mut self.ports, Input::PowerButton)
+            }
         }
         Ok(self.lifecycle.state())
     }

@@ -43,11 +43,13 @@ pub enum Status {
     Killed = 12,
     /// A defect of this program.
     Internal = 14,
+    /// A replay did not come to the same as its recording.
+    Divergence = 16,
 }
 
 impl Status {
     /// Every status with what it means, for people.
-    pub const TABLE: [(Status, &str); 8] = [
+    pub const TABLE: [(Status, &str); 9] = [
         (Status::Success, "the guest powered off; other verbs: done"),
         (Status::Configuration, "a flag, a file or a name is wrong"),
         (Status::Host, "the host failed"),
@@ -56,6 +58,7 @@ impl Status {
         (Status::GuestPanic, "the guest's kernel panicked"),
         (Status::Killed, "the VM was ended from outside before the guest powered off"),
         (Status::Internal, "a defect of doppel"),
+        (Status::Divergence, "a replay did not come to the same as its recording"),
     ];
 }
 

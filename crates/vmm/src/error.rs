@@ -12,7 +12,7 @@ use host::runtime_dir::RuntimeDirError;
 use host::signals::SignalError;
 use machine::MachineError;
 
-use crate::{ExitStatus, NAME_LEN_MAX};
+use crate::{ExitStatus, NAME_LEN_MAX, RecordingError};
 
 /// Why a VM cannot be had, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +155,9 @@ pub enum VmError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A recording cannot be made or replayed.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     /// A thread of ours panicked; the panic's own message came before.
     #[error("the {0} thread failed; this is a defect of doppel, please report it")]
     Panicked(&'static str),
@@ -165,6 +168,7 @@ impl VmError {
     pub fn status(&self) -> ExitStatus {
         match self {
             VmError::Panicked(_) => ExitStatus::Internal,
+            VmError::Recording(error) => error.status(),
             VmError::MemoryInfo(_)
             | VmError::Machine(MachineError::Ram(_))
             | VmError::DiskFlush(_)

@@ -30,6 +30,7 @@ mod name;
 mod ports;
 mod prepare;
 mod process;
+mod recording;
 pub mod registry;
 mod spec;
 mod status;
@@ -39,6 +40,7 @@ pub use error::VmError;
 pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};
 pub use process::run;
+pub use recording::{Event, Listing, Place, RecordingError, ReplayReport, ReplaySpec, replay};
 pub use spec::{
     Checks, EngineKind, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind, NetSpec,
     VmSpec,

@@ -6,6 +6,7 @@ use disk::DiskIo;
 use host::console::ConsoleWriter;
 use host::net::{NetBackend, NetCounters};
 use journal::{DiskCompletion, DiskFailed, Output};
+use replay::{OutputDigest, Watched};
 
 use crate::VmError;
 use crate::inbox::PORTS;
@@ -21,6 +22,8 @@ pub(crate) struct Ports {
     pub disks: Vec<DiskPort>,
     /// What went out.
     pub counters: Counters,
+    /// The digest of it, where a recording or replay compares it.
+    pub digest: Option<OutputDigest>,
 }
 
 /// A disk's thread, and what it was asked for and the machine has not fetched.
@@ -53,6 +56,11 @@ impl Ports {
         }
     }
 
+    /// The digest of what went out; 0 where nobody compares it.
+    pub fn digest(&self) -> u64 {
+        self.digest.as_ref().map_or(0, OutputDigest::value)
+    }
+
     /// What became of the frames so far, all cards together.
     pub fn net_counters(&self) -> NetCounters {
         self.nets.iter().fold(NetCounters::default(), |sum, net| {
@@ -76,8 +84,17 @@ impl Ports {
     }
 }
 
+impl Watched for Ports {
+    fn digest(&self) -> u64 {
+        Ports::digest(self)
+    }
+}
+
 impl machine::Outside for Ports {
     fn output(&mut self, output: Output) {
+        if let Some(digest) = &mut self.digest {
+            digest.add(&output);
+        }
         match output {
             Output::Console { port, bytes } => {
                 self.counters.console_bytes += bytes.len() as u64;

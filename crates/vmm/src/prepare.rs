@@ -16,7 +16,7 @@ use journal::WallClock;
 use machine::{DiskSpec, Machine, MachineSpec, NicSpec};
 use memory::Ram;
 use translate::{Options, Translator};
-use types::PAGE_SIZE;
+use types::{PAGE_SIZE, VirtualTime};
 
 use crate::clock::LiveClock;
 use crate::driver::{self, Pace};
@@ -92,11 +92,11 @@ pub(crate) fn pace(spec: &VmSpec) -> Pace {
     match (spec.warp, spec.seed) {
         (true, _) => Pace::Warp,
         (false, Some(_)) => Pace::Seeded,
-        (false, None) => Pace::Live(LiveClock::new(host::clock::monotonic_ns())),
+        (false, None) => Pace::Live(LiveClock::new(host::clock::monotonic_ns(), VirtualTime(0))),
     }
 }
 
-fn check_flags(spec: &VmSpec) -> Result<(), VmError> {
+pub(crate) fn check_flags(spec: &VmSpec) -> Result<(), VmError> {
     if let Some(name) = &spec.name {
         check_name(name)?;
     }
@@ -150,7 +150,7 @@ fn check_memory(size: u64) -> Result<(), VmError> {
     Err(VmError::Memory { size, problem })
 }
 
-fn engine(kind: EngineKind) -> Result<Box<dyn Engine>, VmError> {
+pub(crate) fn engine(kind: EngineKind) -> Result<Box<dyn Engine>, VmError> {
     let refused = |source| VmError::Engine { engine: kind.name(), source };
     let interp = Interp::new().map_err(|source| refused(source.into()))?;
     match kind {
@@ -232,7 +232,7 @@ pub(crate) fn net_text(kind: &NetKind) -> (String, Vec<String>) {
 }
 
 impl BootFiles {
-    fn open(spec: &VmSpec) -> Result<BootFiles, VmError> {
+    pub fn open(spec: &VmSpec) -> Result<BootFiles, VmError> {
         let kernel = Opened::open("--kernel", &spec.kernel, KERNEL_SIZE_MAX)?;
         let initrd = spec.initrd.as_ref();
         let initrd = initrd.map(|path| Opened::open("--initrd", path, u64::MAX)).transpose()?;

@@ -9,19 +9,21 @@ use host::console::{Console, ConsoleSpec};
 use host::net::{NetBackend, Tap, UserNet, UserNetSpec};
 use host::runtime_dir::Listener;
 use host::signals::{Signal, SignalWatch};
+use replay::OutputDigest;
 
 use crate::api::{Api, Server};
 use crate::control::Control;
-use crate::driver::Driver;
+use crate::driver::{Driver, Feed, Plug};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS};
 use crate::lifecycle::Lifecycle;
 use crate::name::default_name;
 use crate::ports::Ports;
-use crate::prepare::{Prepared, mac_text, net_text, pace, prepare};
+use crate::prepare::{Prepared, check_flags, mac_text, net_text, pace, prepare};
+use crate::recording::{self, LogFeed, Recording};
 use crate::registry::Entry;
 use crate::status::SharedMetrics;
-use crate::{ConsoleInfo, End, Metrics, NetInfo, State, VmError, VmInfo, VmSpec};
+use crate::{ConsoleInfo, End, Metrics, NetInfo, NetSpec, State, VmError, VmInfo, VmSpec};
 
 /// The signals that ask a VM to end.
 const SIGNALS: [Signal; 3] = [Signal::Terminate, Signal::Interrupt, Signal::HangUp];
@@ -32,9 +34,42 @@ const SIGNALS: [Signal; 3] = [Signal::Terminate, Signal::Interrupt, Signal::Hang
 /// # Errors
 /// [`VmError`] when it cannot be had, or the host fails it. Nothing is left behind.
 pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError> {
-    let Prepared { machine, engine, boot, disks, disk_infos, macs } = prepare(spec)?;
+    let Some(dir) = &spec.record else {
+        return launch(spec, prepare(spec)?, Start::Live(None), on_ready);
+    };
+    // What is wrong with the flags is better said before a folder is made.
+    check_flags(spec)?;
+    let (spec, new) = recording::set_up(spec, dir)?;
+    let mut prepared = prepare(&spec)?;
+    let recording = new.start(&mut prepared.machine)?;
+    launch(&spec, prepared, Start::Live(Some(recording)), on_ready)
+}
+
+/// Replays a recorded machine on this process, and runs it live from there if the feed says so.
+pub(crate) fn replay(
+    spec: &VmSpec,
+    prepared: Prepared,
+    feed: LogFeed,
+    on_ready: impl FnOnce(&VmInfo),
+) -> Result<End, VmError> {
+    launch(spec, prepared, Start::Replay(Box::new(feed)), on_ready)
+}
+
+/// Where a machine's inputs come from at first.
+enum Start {
+    Live(Option<Recording>),
+    Replay(Box<LogFeed>),
+}
+
+fn launch(
+    spec: &VmSpec,
+    prepared: Prepared,
+    start: Start,
+    on_ready: impl FnOnce(&VmInfo),
+) -> Result<End, VmError> {
+    let Prepared { machine, engine, boot, disks, disk_infos, macs } = prepared;
     let mut ports = Ports { disks, ..Ports::default() };
-    let inbox = Arc::new(Inbox::new(spec.nets.len()));
+    let inbox = Arc::new(Inbox::new(machine.spec().nics.len()));
     // Dropped before the networks, whose threads may be waiting for room.
     let _closer = Closer(Arc::clone(&inbox));
     let control = Control::new(Arc::clone(&inbox), spec.grace);
@@ -42,7 +77,19 @@ pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError
     let name = spec.name.clone().unwrap_or_else(default_name);
     let entry = Entry::claim(&name)?;
     let listeners = listen(spec, &entry)?;
-    ports.nets = open_nets(spec, &control)?;
+    let (nets, plug_control) = (spec.nets.clone(), control.clone());
+    let plug: Plug = Box::new(move || open_nets(&nets, &plug_control));
+    let (feed, plug, recording) = match start {
+        Start::Live(recording) => {
+            ports.nets = plug()?;
+            ports.digest = recording.is_some().then(OutputDigest::default);
+            (Feed::Live, None, recording)
+        }
+        Start::Replay(feed) => {
+            ports.digest = Some(OutputDigest::default());
+            (Feed::Log(feed), Some(plug), None)
+        }
+    };
     let hash_log = HashLog::open(&spec.checks)?;
     let consoles = Consoles::open(spec, &entry, &control, &inbox)?;
     ports.consoles = consoles.writers();
@@ -72,6 +119,9 @@ pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError
         lifecycle,
         shared_metrics,
         pace: pace(spec),
+        feed,
+        plug,
+        recording,
         hash_log,
         boot,
         no_reboot: spec.no_reboot,
@@ -125,8 +175,8 @@ fn listen(spec: &VmSpec, entry: &Entry) -> Result<Vec<Listener>, VmError> {
     Ok(listeners)
 }
 
-fn open_nets(spec: &VmSpec, control: &Control) -> Result<Vec<Box<dyn NetBackend>>, VmError> {
-    let open = |(card, net): (usize, &crate::NetSpec)| {
+fn open_nets(nets: &[NetSpec], control: &Control) -> Result<Vec<Box<dyn NetBackend>>, VmError> {
+    let open = |(card, net): (usize, &NetSpec)| {
         let control = control.clone();
         let on_event = move |event| control.net_event(card, event);
         Ok(match &net.kind {
@@ -139,7 +189,7 @@ fn open_nets(spec: &VmSpec, control: &Control) -> Result<Vec<Box<dyn NetBackend>
             }
         })
     };
-    spec.nets.iter().enumerate().map(open).collect::<Result<_, _>>().map_err(VmError::Net)
+    nets.iter().enumerate().map(open).collect::<Result<_, _>>().map_err(VmError::Net)
 }
 
 /// Open consoles: where the user wants them, and the one that `doppel console` attaches to.

@@ -54,6 +54,8 @@ pub struct VmSpec {
     pub warp: bool,
     /// A further socket for the API.
     pub api: Option<PathBuf>,
+    /// Record everything that enters the machine into this folder.
+    pub record: Option<PathBuf>,
     /// How long the guest may take to power off when asked to.
     pub grace: Duration,
     /// Checks of determinism.
@@ -131,6 +133,7 @@ impl VmSpec {
             seed: None,
             warp: false,
             api: None,
+            record: None,
             grace: GRACE_DEFAULT,
             checks: Checks::default(),
         }

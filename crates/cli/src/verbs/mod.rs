@@ -1,12 +1,15 @@
 //! One file per verb.
 
 pub mod console;
+pub mod events;
 pub mod inspect;
 pub mod list;
 pub mod pause;
+pub mod replay;
 pub mod resume;
 pub mod run;
 pub mod stop;
+pub mod verify;
 
 use vmm::client::ClientError;
 use vmm::registry::{self, Running};

@@ -89,6 +89,10 @@ pub struct Run {
     /// Skip the time that the guest is idle. Guest time is counted in branches, as with --seed.
     #[arg(long)]
     warp: bool,
+    /// Record the run into this folder, which must be new or empty: `doppel replay` runs it again.
+    /// The guest's disks stay as they are; what it writes goes to overlays in the folder.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    record: Option<PathBuf>,
     /// Serve the API at this socket too.
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     api: Option<PathBuf>,
@@ -151,6 +155,7 @@ impl Run {
             seed: self.seed,
             warp: self.warp,
             api: self.api.clone(),
+            record: self.record.clone(),
             grace: self.grace,
             checks: Checks {
                 hash_every: self.hash_every,
@@ -163,7 +168,7 @@ impl Run {
 }
 
 /// On a terminal, says what cannot be guessed.
-fn say_ready(info: &VmInfo) {
+pub(super) fn say_ready(info: &VmInfo) {
     if !std::io::stderr().is_terminal() {
         return;
     }

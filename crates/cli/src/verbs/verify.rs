@@ -1,0 +1,60 @@
+//! `doppel verify`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, ValueHint};
+use vmm::{ConsoleSpec, EngineKind, Place, ReplaySpec};
+
+use super::{print, print_json};
+use crate::fail::Fail;
+use crate::values;
+
+/// Replay a recording and compare everything in it that can be compared.
+///
+/// Exit status 0: the machine came to the same in every check; 16: it did not.
+#[derive(Args, Debug)]
+pub struct Verify {
+    /// Folder of the recording.
+    #[arg(value_hint = ValueHint::DirPath)]
+    dir: PathBuf,
+    /// What executes the guest: translate or interp.
+    #[arg(long, value_name = "ENGINE", default_value = "translate", value_parser = values::engine)]
+    engine: EngineKind,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    /// Runs the verb.
+    pub fn run(&self) -> Result<u8, Fail> {
+        let spec = ReplaySpec {
+            dir: self.dir.clone(),
+            to: Place::End,
+            engine: self.engine,
+            go_live: false,
+            nets: Vec::new(),
+            name: None,
+            console: ConsoleSpec::None,
+        };
+        let start = Instant::now();
+        let (end, report) = vmm::replay(&spec, |_| ())?;
+        let seconds = start.elapsed().as_secs_f64();
+        if self.json {
+            print_json(&serde_json::json!({
+                "branches": report.point.branches,
+                "virtual_time_ns": report.time.0,
+                "events": report.events,
+                "checks": report.checks,
+                "orderly_end": report.at_end == Some(true),
+                "end": end.reason(),
+                "seconds": seconds,
+            }))?;
+        } else {
+            let cut = if report.at_end == Some(true) { "" } else { "; it was cut off there" };
+            print(&format!("{}{cut}; {seconds:.1} s\n", super::replay::describe(end, &report)))?;
+        }
+        Ok(0)
+    }
+}

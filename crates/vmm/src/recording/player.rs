@@ -1,0 +1,416 @@
+//! Running a recorded machine again, from power-on to a place in the recording, and from there
+//! live if that is wanted.
+
+use std::fmt;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::PowerEvent;
+use disk::{BlockBackend, DiskIo, DiskSpec, Format, ScratchDisk};
+use host::console::ConsoleSpec;
+use journal::LogReader;
+use machine::{Machine, MachineSpec, Stop};
+use replay::{Progress, ReplayError, Replayer, Target};
+use types::{ExecutionPoint, VirtualTime};
+
+use super::RecordingError;
+use super::manifest::{DiskDesc, LOG, Manifest};
+use super::recorder::overlay;
+use crate::ports::{DiskPort, Ports};
+use crate::prepare::{BootFiles, Prepared, engine};
+use crate::{DiskInfo, End, EngineKind, NetSpec, VmError, VmInfo, VmSpec, process};
+
+/// Branches replayed between two looks at what is asked for from outside.
+const STRETCH_BRANCHES: u64 = 4_000_000;
+
+/// A place in a recording.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Its end.
+    #[default]
+    End,
+    /// A branch count.
+    Branches(u64),
+    /// A guest time.
+    Time(VirtualTime),
+    /// Before the event of this number.
+    Event(u64),
+}
+
+/// What is to be replayed, and how.
+#[derive(Clone, Debug)]
+pub struct ReplaySpec {
+    /// The recording's folder.
+    pub dir: PathBuf,
+    /// Where to stop, or to go live.
+    pub to: Place,
+    /// What executes the guest's instructions.
+    pub engine: EngineKind,
+    /// Whether to go on as a running VM from there.
+    pub go_live: bool,
+    /// Network cards' cables once it is live.
+    pub nets: Vec<NetSpec>,
+    /// Name among the running VMs.
+    pub name: Option<String>,
+    /// Where the first serial port leads.
+    pub console: ConsoleSpec,
+}
+
+/// What a replay came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplayReport {
+    /// Where it stopped.
+    pub point: ExecutionPoint,
+    /// Guest time there.
+    pub time: VirtualTime,
+    /// Events before it.
+    pub events: u64,
+    /// Checks that were made, all equal.
+    pub checks: u64,
+    /// Whether it came to the recording's end, and the recording ended in good order.
+    pub at_end: Option<bool>,
+}
+
+/// The source of a machine's inputs in a replay.
+pub(crate) struct LogFeed {
+    replayer: Replayer,
+    target: Target,
+    place: Place,
+    live: bool,
+    /// The log's end was reached.
+    ended: bool,
+    report: Arc<Mutex<ReplayReport>>,
+}
+
+/// What a stretch of replay came to.
+pub(crate) enum Stretch {
+    /// Replay on.
+    On,
+    /// The machine changed its power state.
+    Power(PowerEvent),
+    /// It is where it was to be brought.
+    There,
+    /// The recorded machine ended so.
+    End(End),
+}
+
+impl Place {
+    fn target(self) -> Target {
+        match self {
+            Place::End => Target::END,
+            Place::Branches(branches) => Target { branches, ..Target::END },
+            Place::Time(time) => Target { time, ..Target::END },
+            Place::Event(entry) => Target { entry, ..Target::END },
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::End => write!(f, "its end"),
+            Place::Branches(branches) => write!(f, "branch {branches}"),
+            Place::Time(time) => write!(f, "{time} of guest time"),
+            Place::Event(number) => write!(f, "event {number}"),
+        }
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Place, String> {
+        let number = |text: &str| text.replace('_', "").parse::<u64>().ok();
+        let place = if text == "end" {
+            Some(Place::End)
+        } else if let Some(event) = text.strip_prefix('#') {
+            number(event).map(Place::Event)
+        } else if let Some(seconds) = text.strip_suffix('s') {
+            parse_seconds(seconds).map(Place::Time)
+        } else {
+            number(text).map(Place::Branches)
+        };
+        place.ok_or_else(|| {
+            "write a branch count, a guest time as 12.5s, an event as #17, or end".into()
+        })
+    }
+}
+
+/// Seconds with at most nine decimals.
+fn parse_seconds(text: &str) -> Option<VirtualTime> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+    if decimals.len() > 9 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let nanoseconds: u64 = format!("{decimals:0<9}").parse().ok()?;
+    let whole = whole.parse::<u64>().ok()?.checked_mul(1_000_000_000)?;
+    Some(VirtualTime(whole.checked_add(nanoseconds)?))
+}
+
+/// Replays a recording on this process; `on_ready` as in [`crate::run`]. A replay that went live
+/// ends as a VM does.
+///
+/// # Errors
+/// [`VmError::Recording`] when it cannot be replayed or does not come to the same.
+pub fn replay(
+    spec: &ReplaySpec,
+    on_ready: impl FnOnce(&VmInfo),
+) -> Result<(End, ReplayReport), VmError> {
+    let recording = Opened::open(&spec.dir)?;
+    let vm = recording.vm_spec(spec)?;
+    let disks = if spec.go_live { recording.live_disks()? } else { recording.scratch_disks()? };
+    let prepared = recording.prepare(spec.engine, &vm, disks)?;
+    let report = Arc::new(Mutex::new(ReplayReport::default()));
+    let feed = LogFeed {
+        replayer: recording.replayer()?,
+        target: spec.to.target(),
+        place: spec.to,
+        live: spec.go_live,
+        ended: false,
+        report: Arc::clone(&report),
+    };
+    let end = process::replay(&vm, prepared, feed, on_ready)?;
+    let report = *report.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((end, report))
+}
+
+/// A recording's folder, its manifest read.
+pub(super) struct Opened {
+    pub dir: PathBuf,
+    pub manifest: Manifest,
+    pub spec: MachineSpec,
+}
+
+impl Opened {
+    pub fn open(dir: &Path) -> Result<Opened, RecordingError> {
+        let manifest = Manifest::read(dir)?;
+        let spec = manifest
+            .machine_spec()
+            .map_err(|problem| RecordingError::Manifest { path: dir.into(), problem })?;
+        Ok(Opened { dir: dir.into(), manifest, spec })
+    }
+
+    /// A replayer at the log's beginning.
+    pub fn replayer(&self) -> Result<Replayer, RecordingError> {
+        let path = self.dir.join(LOG);
+        let file = File::open(&path).map_err(RecordingError::file("read", &path))?;
+        let log = LogReader::new(BufReader::new(file));
+        let log = log.map_err(|source| RecordingError::Log { path: path.clone(), source })?;
+        Ok(Replayer::new(log)?)
+    }
+
+    /// The VM as `inspect` shows it.
+    fn vm_spec(&self, replay: &ReplaySpec) -> Result<VmSpec, VmError> {
+        let (kernel, initrd) = self.manifest.boot_files(&self.dir);
+        if replay.nets.len() > self.spec.nics.len() {
+            let (given, has) = (replay.nets.len(), self.spec.nics.len());
+            let message =
+                format!("--net given {given} times; the recorded machine has {has} cards");
+            return Err(VmError::Flags(message));
+        }
+        Ok(VmSpec {
+            name: replay.name.clone(),
+            initrd,
+            cmdline: self.manifest.boot.cmdline.clone(),
+            memory_size: self.spec.memory_size,
+            model: self.spec.model,
+            engine: replay.engine,
+            nets: replay.nets.clone(),
+            console: replay.console.clone(),
+            hvc: self.spec.console.then_some(ConsoleSpec::None),
+            debug_exit: self.spec.debug_exit,
+            no_reboot: self.manifest.no_reboot,
+            ..VmSpec::new(kernel)
+        })
+    }
+
+    fn prepare(
+        &self,
+        kind: EngineKind,
+        vm: &VmSpec,
+        disks: Vec<(Box<dyn BlockBackend>, DiskInfo)>,
+    ) -> Result<Prepared, VmError> {
+        let boot = BootFiles::open(vm)?;
+        let engine = engine(kind)?;
+        let mut machine = Machine::new(self.spec.clone())?;
+        boot.boot(&mut machine)?;
+        let disks =
+            disks.into_iter().map(|(disk, info)| (DiskPort::new(DiskIo::spawn(disk)), info));
+        let (disks, disk_infos) = disks.unzip();
+        let macs = self.spec.nics.iter().map(|nic| nic.mac).collect();
+        Ok(Prepared { machine, engine, boot, disks, disk_infos, macs })
+    }
+
+    /// The image a disk was recorded over, found to be what it was.
+    fn base(&self, index: usize, desc: &DiskDesc) -> Result<DiskSpec, RecordingError> {
+        let problem = || RecordingError::Manifest {
+            path: self.dir.clone(),
+            problem: format!("disk {index} has no image, or one of a format that is none"),
+        };
+        desc.files.iter().try_for_each(super::identity::Identity::check)?;
+        let format = match desc.format.as_str() {
+            "raw" => Format::Raw,
+            "qcow2" => Format::Qcow2,
+            _ => return Err(problem()),
+        };
+        let path = desc.files.first().ok_or_else(problem)?.path.clone();
+        Ok(DiskSpec { path, format: Some(format), read_only: true })
+    }
+
+    /// Disks whose changes are forgotten.
+    fn scratch_disks(&self) -> Result<Vec<(Box<dyn BlockBackend>, DiskInfo)>, RecordingError> {
+        let disks = self.scratch()?.into_iter().zip(&self.manifest.disks);
+        let with_info = disks.map(|(disk, desc)| {
+            let path = desc.files.first().map(|file| file.path.clone()).unwrap_or_default();
+            (Box::new(disk) as Box<dyn BlockBackend>, info(path, "scratch", desc))
+        });
+        Ok(with_info.collect())
+    }
+
+    /// The same, to go back in.
+    pub fn scratch(&self) -> Result<Vec<ScratchDisk>, RecordingError> {
+        let folder = std::env::temp_dir();
+        let open = |(index, desc): (usize, &DiskDesc)| {
+            let failed = |source| RecordingError::Disk { index, source };
+            let base = disk::open(self.base(index, desc)?).map_err(failed)?;
+            self.check_size(index, base.size(), desc)?;
+            ScratchDisk::new(base, &folder, desc.read_only).map_err(failed)
+        };
+        self.manifest.disks.iter().enumerate().map(open).collect()
+    }
+
+    /// Disks that stay: overlays in a new folder of the recording.
+    fn live_disks(&self) -> Result<Vec<(Box<dyn BlockBackend>, DiskInfo)>, RecordingError> {
+        if self.manifest.disks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let dir = (1u32..).map(|n| self.dir.join(format!("live-{n}"))).find(|dir| !dir.exists());
+        let dir = dir.unwrap_or_else(|| self.dir.join("live"));
+        std::fs::create_dir(&dir).map_err(RecordingError::file("make", &dir))?;
+        let open = |(index, desc): (usize, &DiskDesc)| {
+            let failed = |source| RecordingError::Disk { index, source };
+            let base = self.base(index, desc)?;
+            let (spec, format) = if desc.read_only {
+                (base, desc.format.as_str())
+            } else {
+                (overlay(index, &base, &dir)?, "qcow2")
+            };
+            let disk = disk::open(spec.clone()).map_err(failed)?;
+            self.check_size(index, disk.size(), desc)?;
+            Ok((disk, info(spec.path, format, desc)))
+        };
+        self.manifest.disks.iter().enumerate().map(open).collect()
+    }
+
+    fn check_size(&self, index: usize, size: u64, desc: &DiskDesc) -> Result<(), RecordingError> {
+        if size == desc.size_bytes {
+            return Ok(());
+        }
+        let path = desc.files.first().map(|file| file.path.clone()).unwrap_or_default();
+        let problem = format!("disk {index} had {} bytes and has {size}", desc.size_bytes);
+        Err(RecordingError::Changed { path, problem })
+    }
+}
+
+fn info(path: PathBuf, format: &str, desc: &DiskDesc) -> DiskInfo {
+    let (size_bytes, read_only) = (desc.size_bytes, desc.read_only);
+    DiskInfo { path, format: format.into(), size_bytes, read_only }
+}
+
+impl LogFeed {
+    /// Whether the machine is to run on when it is there.
+    pub fn goes_live(&self) -> bool {
+        self.live
+    }
+
+    /// Replays for a while, not beyond branch count `until`.
+    pub fn replay(
+        &mut self,
+        machine: &mut Machine,
+        engine: &mut dyn cpu::Engine,
+        ports: &mut Ports,
+        until: u64,
+    ) -> Result<Stretch, RecordingError> {
+        let before = (machine.point(), self.replayer.number());
+        let pause = machine.branches().saturating_add(STRETCH_BRANCHES).min(until);
+        let target = Target { branches: self.target.branches.min(pause), ..self.target };
+        let progress = self.replayer.run(machine, engine, ports, target);
+        self.tell(machine, None);
+        match progress? {
+            Progress::Reached if machine.branches() >= self.target.branches => Ok(Stretch::There),
+            Progress::Reached if before == (machine.point(), self.replayer.number()) => {
+                Ok(Stretch::There)
+            }
+            Progress::Reached => Ok(Stretch::On),
+            Progress::Power(event) => Ok(Stretch::Power(event)),
+            Progress::Shutdown => {
+                self.finish(machine, engine, ports)?;
+                Ok(Stretch::End(End::TripleFault))
+            }
+            Progress::End { orderly } => {
+                self.tell(machine, Some(orderly));
+                self.ended = true;
+                if self.place != Place::End {
+                    return Err(RecordingError::Beyond(self.place.to_string()));
+                }
+                // How the recorded machine ended shows when it is asked to go on.
+                let here = machine.branches();
+                match machine.run(engine, ports, here) {
+                    Stop::Power(event) => Ok(Stretch::Power(event)),
+                    Stop::Shutdown => Ok(Stretch::End(End::TripleFault)),
+                    _ => Ok(Stretch::There),
+                }
+            }
+        }
+    }
+
+    /// Compares what is left of the log when the machine has ended.
+    pub fn finish(
+        &mut self,
+        machine: &mut Machine,
+        engine: &mut dyn cpu::Engine,
+        ports: &mut Ports,
+    ) -> Result<(), ReplayError> {
+        if self.ended {
+            return Ok(());
+        }
+        let progress = self.replayer.finish(machine, engine, ports)?;
+        let Progress::End { orderly } = progress else { return Ok(()) };
+        self.tell(machine, Some(orderly));
+        Ok(())
+    }
+
+    fn tell(&self, machine: &Machine, at_end: Option<bool>) {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = ReplayReport {
+            point: machine.point(),
+            time: machine.now(),
+            events: self.replayer.number(),
+            checks: self.replayer.checked(),
+            at_end,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_people_write_them() {
+        for (text, place) in [
+            ("end", Place::End),
+            ("1_000_000", Place::Branches(1_000_000)),
+            ("12.5s", Place::Time(VirtualTime(12_500_000_000))),
+            ("3s", Place::Time(VirtualTime(3_000_000_000))),
+            ("#17", Place::Event(17)),
+        ] {
+            assert_eq!(text.parse(), Ok(place), "{text}");
+        }
+        for text in ["", "x", "-1", "#", "s", "1.0000000001s", "1.-1s", "99999999999999s"] {
+            assert!(text.parse::<Place>().is_err(), "{text}");
+        }
+    }
+}
