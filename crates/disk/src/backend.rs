@@ -1,6 +1,7 @@
 //! The one trait every kind of disk implements.
 
 use crate::DiskError;
+use crate::overlay::TakenLayer;
 
 /// A disk of fixed size, addressed by byte. Calls are synchronous; one thread owns a backend.
 ///
@@ -33,6 +34,37 @@ pub trait BlockBackend: Send {
 
     /// Makes a range read as zeroes, keeping its storage where possible.
     fn write_zeroes(&mut self, offset: u64, len: u64) -> Result<(), DiskError>;
+
+    /// Where the bytes at `offset` are, and for how many, `len` at most, that holds.
+    fn place(&mut self, offset: u64, len: u64) -> Result<(Place, u64), DiskError> {
+        let _ = offset;
+        Ok((Place::Here, len))
+    }
+
+    /// Gives up the image, to be hung below an overlay; the backend is of no use after that. If it
+    /// fails, nothing changes.
+    fn take_layer(&mut self) -> Result<TakenLayer, DiskError> {
+        Err(DiskError::NoOverlay { why: "this kind of disk cannot have one" })
+    }
+
+    /// Whether there is something to do when no request waits.
+    fn has_work(&self) -> bool {
+        false
+    }
+
+    /// Does a little of it: at most a few hundred KiB of input and output.
+    fn work(&mut self) {}
+}
+
+/// Where bytes of a disk are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the image on top.
+    Here,
+    /// Nowhere: the image on top says that they are zero.
+    Zero,
+    /// Below it, or nowhere.
+    Below,
 }
 
 /// Checks that `len` bytes at `offset` lie within `size`.

@@ -51,6 +51,23 @@ pub(crate) fn open_chain(spec: &DiskSpec) -> Result<Vec<Layer>, DiskError> {
     Ok(layers)
 }
 
+/// The chain of `file`, open and locked already, with everything below it opened for reading.
+pub(crate) fn open_beneath(
+    path: &Path,
+    file: File,
+    len: u64,
+    format: Format,
+) -> Result<Vec<Layer>, DiskError> {
+    let header = Header::read(path, &file, len)?;
+    let cluster_size = header.cluster_size;
+    let mut layers = vec![Layer { path: path.into(), file, len, format, cluster_size }];
+    if let Some(backing) = header.backing {
+        let (path, format) = backing_of(path, backing)?;
+        layers.extend(open_chain(&DiskSpec { path, format, read_only: true })?);
+    }
+    Ok(layers)
+}
+
 /// Says whose backing file an error is about, unless the error does or the image is on top.
 fn below(above: Option<PathBuf>, source: DiskError) -> DiskError {
     match (above, source) {

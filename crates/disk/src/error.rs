@@ -71,6 +71,55 @@ pub enum DiskError {
         /// What to do.
         advice: &'static str,
     },
+    /// A new image could not be made.
+    #[error("cannot make disk image {path:?}: {source}")]
+    Create {
+        /// The image.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The disk cannot have an overlay put on top of it now.
+    #[error("no overlay can be put on this disk: {why}")]
+    NoOverlay {
+        /// Why.
+        why: &'static str,
+    },
+    /// An overlay of another size than its parent.
+    #[error("overlay {path:?} has {found} bytes, its parent {expected}")]
+    OverlaySize {
+        /// The overlay.
+        path: PathBuf,
+        /// Its size, bytes.
+        found: u64,
+        /// The parent's, bytes.
+        expected: u64,
+    },
+    /// The image is part of checkpoints and must stay as it is.
+    #[error(
+        "{path:?} is kept as it is for a checkpoint; the VM that used it goes on with {overlay:?}, \
+         so name that one, or add readonly. If neither the checkpoint nor that overlay is needed \
+         any more, remove {marker:?}"
+    )]
+    Kept {
+        /// The image.
+        path: PathBuf,
+        /// The overlay that holds what came after.
+        overlay: PathBuf,
+        /// The file that says so.
+        marker: PathBuf,
+    },
+    /// The file beside an image that tells its part in a checkpoint makes no sense.
+    #[error(
+        "{marker:?}: {what}; it tells where the newest data of the image beside it is, so find \
+         that out before you remove it"
+    )]
+    Marker {
+        /// The file.
+        marker: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
     /// The image contradicts itself or its length.
     #[error(
         "qcow2 image {path:?} is damaged: {what}; look at it with `qemu-img check`, repair a copy \

@@ -9,13 +9,20 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use journal::{DiskCompletion, DiskFailed, DiskOperation, DiskRequest};
 
 use crate::backend::check_range;
+use crate::commit::{CommitWatch, Committing};
+use crate::overlay::{Overlay, Retained};
 use crate::{BlockBackend, DiskError, SECTOR_SIZE};
+
+/// Requests after which background work gets a turn in between.
+const REQUESTS_PER_WORK: u64 = 2;
 
 /// Largest read or write in bytes; a larger request fails.
 pub const REQUEST_LEN_MAX: usize = 32 << 20;
@@ -32,19 +39,44 @@ pub struct DiskIo {
     read_only: bool,
 }
 
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Default)]
+/// What the thread does, in the order of submission.
+enum Job {
+    Request(DiskRequest),
+    /// Put an overlay on top.
+    Switch(Box<Overlay>, Sender<Result<Retained, DiskError>>),
+    /// Commit the overlay at a path into its parent.
+    Commit {
+        overlay: PathBuf,
+        parent: Box<dyn BlockBackend>,
+        path: PathBuf,
+        watch: CommitWatch,
+    },
+}
+
+/// The outcome of [`DiskIo::switch`], when there is one.
+#[derive(Debug)]
+pub struct Switched {
+    shared: Arc<Shared>,
+    retained: Receiver<Result<Retained, DiskError>>,
+    witnessed: Vec<u64>,
+}
+
+#[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<DiskRequest>,
+    queue: VecDeque<Job>,
     queued_bytes: usize,
     /// Submitted and not yet fetched.
     in_flight: BTreeSet<u64>,
     done: BTreeMap<u64, DiskCompletion>,
     done_bytes: usize,
+    /// Requests whose completion a checkpoint wants too, and those that were fetched meanwhile.
+    witnessed: BTreeMap<u64, Option<DiskCompletion>>,
     waiters: usize,
     stopping: bool,
     /// Requests the host failed to do, and why the last one failed.
@@ -93,8 +125,27 @@ impl DiskIo {
         state.waiters -= 1;
         assert!(state.in_flight.insert(request.id), "disk request {} twice", request.id);
         state.queued_bytes += bytes;
-        state.queue.push_back(request);
+        state.queue.push_back(Job::Request(request));
         self.shared.changed.notify_all();
+    }
+
+    /// From now on requests go to `overlay`, which comes on top of the disk: those submitted
+    /// before are in what is below it, and so in both (mechanism C8). Waits for nothing.
+    ///
+    /// `reads` are requests in flight whose results a checkpoint needs as well as the machine
+    /// (mechanism C7); the outcome gives them.
+    pub fn switch(&self, overlay: Overlay, reads: Vec<u64>) -> Switched {
+        let (outcome, retained) = channel();
+        let mut state = self.shared.lock();
+        state.witnessed = reads.iter().map(|id| (*id, None)).collect();
+        state.queue.push_back(Job::Switch(Box::new(overlay), outcome));
+        self.shared.changed.notify_all();
+        Switched { shared: Arc::clone(&self.shared), retained, witnessed: reads }
+    }
+
+    /// A second handle to order things by, for another thread.
+    pub fn handle(&self) -> DiskHandle {
+        DiskHandle { shared: Arc::clone(&self.shared) }
     }
 
     /// The completion of request `id`; blocks until there is one. Completions of other requests
@@ -143,6 +194,9 @@ impl DiskIo {
 
     fn take(&self, state: &mut State, id: u64) -> Option<DiskCompletion> {
         let completion = state.done.remove(&id)?;
+        if let Some(witness) = state.witnessed.get_mut(&id) {
+            *witness = Some(completion.clone());
+        }
         state.in_flight.remove(&id);
         state.done_bytes -= completion_bytes(&completion);
         self.shared.changed.notify_all();
@@ -169,6 +223,65 @@ impl Drop for DiskIo {
     }
 }
 
+/// Orders a disk's images about from another thread.
+#[derive(Clone, Debug)]
+pub struct DiskHandle {
+    shared: Arc<Shared>,
+}
+
+impl DiskHandle {
+    /// Commits the overlay at `overlay`, which is on top, into its parent at `path` while the disk
+    /// is used; the parent then takes over (mechanism C9).
+    pub fn commit(
+        &self,
+        overlay: PathBuf,
+        parent: Box<dyn BlockBackend>,
+        path: PathBuf,
+    ) -> CommitWatch {
+        let watch = CommitWatch::default();
+        let job = Job::Commit { overlay, parent, path, watch: watch.clone() };
+        self.shared.lock().queue.push_back(job);
+        self.shared.changed.notify_all();
+        watch
+    }
+
+    /// Has the thread look for work again, after [`CommitWatch::may_finish`].
+    pub fn wake(&self) {
+        // Under the lock, so that a thread about to wait does not miss it.
+        let _state = self.shared.lock();
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Switched {
+    /// Waits for the disk's thread to do what was submitted before, and to switch. Gives what is
+    /// below the overlay now, and the results of the reads asked for.
+    ///
+    /// Fails with the [`DiskError`] for which the disk goes on as it was.
+    pub fn wait(self) -> Result<(Retained, Vec<DiskCompletion>), DiskError> {
+        let gone = || DiskError::NoOverlay { why: "the VM ended meanwhile" };
+        let retained = self.retained.recv().map_err(|_| gone())??;
+        let mut state = self.shared.lock();
+        let witnessed = std::mem::take(&mut state.witnessed);
+        let of = |id: &u64| {
+            let fetched = witnessed.get(id).cloned().flatten();
+            fetched.or_else(|| state.done.get(id).cloned())
+        };
+        let completions = self.witnessed.iter().filter_map(of).collect();
+        Ok((retained, completions))
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Job::Request(_) => "Request",
+            Job::Switch(..) => "Switch",
+            Job::Commit { .. } => "Commit",
+        })
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // State is valid between any two statements; a panic elsewhere must not hide a disk.
@@ -183,17 +296,36 @@ impl Shared {
 /// The thread: requests in order until told to stop and nothing is left.
 fn serve(shared: &Shared, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBackend> {
     let mut state = shared.lock();
+    let mut served = 0u64;
     loop {
         let held_back = state.done_bytes > PENDING_BYTES_MAX && state.waiters == 0;
         let next = if held_back && !state.stopping { None } else { state.queue.pop_front() };
-        let Some(request) = next else {
+        let Some(job) = next else {
             if state.stopping {
                 return backend;
             }
-            state = shared.wait(state);
+            if backend.has_work() {
+                drop(state);
+                work(backend.as_mut());
+                state = shared.lock();
+            } else {
+                state = shared.wait(state);
+            }
             continue;
         };
         drop(state);
+        served += 1;
+        if served % REQUESTS_PER_WORK == 0 && backend.has_work() {
+            work(backend.as_mut());
+        }
+        let request = match job {
+            Job::Request(request) => request,
+            other => {
+                backend = control(other, backend);
+                state = shared.lock();
+                continue;
+            }
+        };
         let (id, bytes) = (request.id, request_bytes(&request));
         let result = perform(backend.as_mut(), request.operation);
         state = shared.lock();
@@ -203,6 +335,34 @@ fn serve(shared: &Shared, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBa
         state.done_bytes += completion_bytes(&completion);
         state.done.insert(id, completion);
         shared.changed.notify_all();
+    }
+}
+
+/// Does a little background work; a panic in it is as good as an error.
+fn work(backend: &mut dyn BlockBackend) {
+    if catch_unwind(AssertUnwindSafe(|| backend.work())).is_err() {
+        tracing::error!("a disk's background work failed; see the panic message");
+    }
+}
+
+/// Changes the images that make the disk.
+fn control(job: Job, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBackend> {
+    match job {
+        Job::Request(_) => backend,
+        Job::Switch(overlay, outcome) => match overlay.cover(backend.as_mut()) {
+            Ok((on_top, retained)) => {
+                // Whoever asked may have gone.
+                let _ = outcome.send(Ok(retained));
+                on_top
+            }
+            Err(error) => {
+                let _ = outcome.send(Err(error));
+                backend
+            }
+        },
+        Job::Commit { overlay, parent, path, watch } => {
+            Box::new(Committing::new(backend, overlay, parent, path, watch))
+        }
     }
 }
 

@@ -59,6 +59,27 @@ pub(crate) fn lock(file: &File, path: &Path, writable: bool) -> Result<(), DiskE
     Ok(())
 }
 
+/// Turns a writer's lock into a reader's: this process writes no more, others may read.
+///
+/// Fails with [`DiskError::Lock`].
+pub(crate) fn downgrade(file: &File, path: &Path) -> Result<(), DiskError> {
+    for does in [WRITE, RESIZE] {
+        let request = byte_lock(libc::F_UNLCK, PERMISSION_BASE + does);
+        fcntl(file, FcntlArg::F_OFD_SETLK(&request))
+            .map_err(|errno| DiskError::Lock { path: path.into(), source: errno.into() })?;
+    }
+    Ok(())
+}
+
+/// Turns a reader's lock into a writer's.
+///
+/// Fails with [`DiskError::InUse`] while others read, and the lock is a reader's then.
+pub(crate) fn upgrade(file: &File, path: &Path) -> Result<(), DiskError> {
+    lock(file, path, true).inspect_err(|_| {
+        let _ = downgrade(file, path);
+    })
+}
+
 fn bytes(base: i64, numbers: &'static [i64]) -> impl Iterator<Item = i64> {
     numbers.iter().map(move |number| base + number)
 }

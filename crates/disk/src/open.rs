@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use crate::chain::{Layer, open_chain};
 use crate::header::MAGIC;
+use crate::marker;
 use crate::{BlockBackend, DiskError, Qcow2Disk, RawDisk};
 
 /// How the bytes of an image file make a disk.
@@ -33,6 +34,21 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, version 2 or 3.
     Qcow2,
+}
+
+impl Format {
+    /// As `qemu-img` calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format of that name.
+    pub fn named(name: &str) -> Option<Format> {
+        [Format::Raw, Format::Qcow2].into_iter().find(|format| format.name() == name)
+    }
 }
 
 /// An image to open.
@@ -51,7 +67,12 @@ pub struct DiskSpec {
 /// Fails with the variant of [`DiskError`] that says what is wrong with the file; the image is
 /// then as it was.
 pub fn open(spec: DiskSpec) -> Result<Box<dyn BlockBackend>, DiskError> {
-    let mut layers = open_chain(&spec)?;
+    open_as_it_is(&marker::settle(spec)?)
+}
+
+/// As [`open`], whatever a marker says.
+pub(crate) fn open_as_it_is(spec: &DiskSpec) -> Result<Box<dyn BlockBackend>, DiskError> {
+    let mut layers = open_chain(spec)?;
     if layers[0].format == Format::Raw {
         let Layer { path, file, len, .. } = layers.swap_remove(0);
         return Ok(Box::new(RawDisk::new(&path, file, len, spec.read_only)?));

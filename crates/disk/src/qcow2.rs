@@ -5,6 +5,7 @@
 //! unknown. A guest's flush needs the library's `flush` (metadata caches) *and* `sync`.
 
 use std::any::Any;
+use std::fs::File as StdFile;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -12,10 +13,13 @@ use std::path::{Path, PathBuf};
 use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+use imago::{
+    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping, StorageOpenOptions,
+};
 
-use crate::backend::check_range;
+use crate::backend::{Place, check_range};
 use crate::chain::Layer;
+use crate::overlay::{Retained, TakenLayer};
 use crate::{BlockBackend, DiskError, Format};
 
 /// Bytes looked at and zeroed at once in an image without zero clusters.
@@ -32,6 +36,8 @@ pub struct Qcow2Disk {
     flush_lost: bool,
     /// The library panicked.
     broken: bool,
+    /// The open file description of the top image, which holds its lock.
+    lock_file: StdFile,
 }
 
 impl std::fmt::Debug for Qcow2Disk {
@@ -48,6 +54,13 @@ impl Qcow2Disk {
     /// Assembles a checked chain, topmost layer first; only the top is ever written.
     pub(crate) fn new(layers: Vec<Layer>, read_only: bool) -> Result<Qcow2Disk, DiskError> {
         let (path, cluster_size) = (layers[0].path.clone(), layers[0].cluster_size);
+        let lock_file = layers[0].file.try_clone().map_err(|source| DiskError::Io {
+            path: path.clone(),
+            operation: "duplicate",
+            offset: 0,
+            len: 0,
+            source,
+        })?;
         let last = layers.len() - 1;
         let mut below: Option<FormatAccess<File>> = None;
         for (index, layer) in layers.into_iter().enumerate().rev() {
@@ -64,7 +77,28 @@ impl Qcow2Disk {
             read_only,
             flush_lost: false,
             broken: false,
+            lock_file,
         })
+    }
+
+    /// A writable overlay that is on top of its parent already.
+    pub(crate) fn over(
+        path: PathBuf,
+        access: FormatAccess<File>,
+        cluster_size: u64,
+        lock_file: StdFile,
+    ) -> Qcow2Disk {
+        let size = access.size();
+        Qcow2Disk {
+            path,
+            access: Some(access),
+            size,
+            cluster_size,
+            read_only: false,
+            flush_lost: false,
+            broken: false,
+            lock_file,
+        }
     }
 
     fn check_change(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -129,7 +163,16 @@ impl Qcow2Disk {
     }
 }
 
-fn open_layer(
+/// Runs library code; a panic of its becomes an error.
+pub(crate) fn guarded<T>(
+    path: &Path,
+    body: impl FnOnce() -> io::Result<T>,
+) -> Result<io::Result<T>, DiskError> {
+    catch_unwind(AssertUnwindSafe(body))
+        .map_err(|panic| DiskError::Library { path: path.into(), what: panic_text(panic) })
+}
+
+pub(crate) fn open_layer(
     layer: Layer,
     below: Option<FormatAccess<File>>,
     writable: bool,
@@ -219,6 +262,44 @@ impl BlockBackend for Qcow2Disk {
         });
         self.flush_lost = flushed.is_err();
         flushed
+    }
+
+    fn place(&mut self, offset: u64, len: u64) -> Result<(Place, u64), DiskError> {
+        check_range(offset, len, self.size)?;
+        let mut found = (Place::Here, len);
+        self.call("look up", offset, len, |access| {
+            let (mapping, len) = access.get_shallow_mapping(offset, len)?;
+            let place = match mapping {
+                ShallowMapping::Indirect { .. } | ShallowMapping::Zero { explicit: false, .. } => {
+                    Place::Below
+                }
+                ShallowMapping::Zero { explicit: true, .. } => Place::Zero,
+                _ => Place::Here,
+            };
+            found = (place, len);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn take_layer(&mut self) -> Result<TakenLayer, DiskError> {
+        self.check_change(0, 0)?;
+        let size = self.size;
+        let file = self.lock_file.try_clone();
+        let file = file.map_err(|source| DiskError::Io {
+            path: self.path.clone(),
+            operation: "duplicate",
+            offset: 0,
+            len: size,
+            source,
+        })?;
+        self.call("flush", 0, size, |access| access.flush())?;
+        let Some(access) = self.access.take() else {
+            let what = "it was taken before".to_owned();
+            return Err(DiskError::Library { path: self.path.clone(), what });
+        };
+        let retained = Retained::new(&self.path, Format::Qcow2, size, file);
+        Ok(TakenLayer { access, retained })
     }
 
     fn discard(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {

@@ -9,7 +9,8 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::backend::check_range;
-use crate::{BlockBackend, DiskError, SECTOR_SIZE};
+use crate::overlay::{Retained, TakenLayer, raw_access};
+use crate::{BlockBackend, DiskError, Format, SECTOR_SIZE};
 
 /// Zeroes written at once where the file system cannot make a range zero by itself.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -155,6 +156,17 @@ impl BlockBackend for RawDisk {
         self.check_change(offset, len)?;
         let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
         self.zero(offset, len, ways).map_err(self.failed("discard", offset, len))
+    }
+
+    fn take_layer(&mut self) -> Result<TakenLayer, DiskError> {
+        self.check_change(0, 0)?;
+        let clone = || {
+            let failed = self.failed("duplicate", 0, 0);
+            self.file.try_clone().map_err(failed)
+        };
+        let access = raw_access(&self.path, clone()?)?;
+        let retained = Retained::new(&self.path, Format::Raw, self.size, clone()?);
+        Ok(TakenLayer { access, retained })
     }
 
     fn write_zeroes(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {

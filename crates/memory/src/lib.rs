@@ -1,15 +1,22 @@
-//! Guest RAM: one shared mapping, the write trap, epochs, code pages and page hashes.
+//! Guest RAM: one shared mapping, the write trap, epochs, copy on write, code pages and
+//! page hashes.
 //!
 //! Invariants: every write by the guest or a device runs the write trap of its page first, once an
 //! epoch; no Rust reference into guest memory ever exists, only copies in and out; RAM is never
 //! moved or hole-punched while mapped.
 
+mod cow;
 mod mapping;
+mod present;
 mod ram;
+mod restored;
 mod traps;
 mod view;
+mod words;
 
+pub use cow::{CowCounts, CowGuest, CowSaver, Page, PageSink, Pages, Taken};
 pub use mapping::RamError;
 pub use ram::{Layout, NoRam, Ram, RamOffset};
+pub use restored::{PageRun, RamLayer};
 pub use traps::Epoch;
 pub use view::RamView;

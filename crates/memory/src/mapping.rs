@@ -1,11 +1,13 @@
-//! The mapping of guest RAM: a memfd, mapped shared once, with bounds-checked copies in and out.
+//! The mapping of guest RAM: a memfd, mapped shared once, or private copies of checkpoint files,
+//! with bounds-checked copies in and out.
 //!
 //! UNSAFETY: this file owns the raw mapping; everything above it is safe.
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Why guest RAM could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -31,16 +33,83 @@ pub enum RamError {
     },
 }
 
-/// One shared, zero-filled mapping of a memfd.
+/// Address space that is mapped as long as anybody holds it.
+struct Region {
+    base: NonNull<u8>,
+    size: u64,
+}
+
+// SAFETY: the region is plain memory, mapped until the last holder drops it. Writes go through the
+// `&mut` of the one `Mapping`; reads from other threads are copies that their takers throw away
+// unless nothing was written meanwhile (`cow`).
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: base and size are those of a mapping of ours, and nobody holds it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.size as usize) };
+    }
+}
+
+/// RAM's mapping: a memfd shared and filled with zeroes, or private copies of checkpoint files.
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     size: u64,
-    file: File,
+    file: Option<File>,
+    region: Arc<Region>,
 }
 
-// SAFETY: the mapping is plain memory that lives as long as `Mapping`; access goes through
-// `&Mapping` reads and `&mut Mapping` writes, so sending it to another thread is sound.
+// SAFETY: `base` is the region's, which may be sent.
 unsafe impl Send for Mapping {}
+
+/// Reads pages while the mapping's owner may be writing them: the bytes are to be used only when
+/// it is known afterwards that it was not.
+#[derive(Clone)]
+pub(crate) struct PageReader(Arc<Region>);
+
+impl PageReader {
+    /// Copies page `page`; panics outside the mapping (a bug of the caller).
+    pub(crate) fn read_page(&self, page: usize, into: &mut [u8; 4096]) {
+        let offset = page as u64 * 4096;
+        assert!(offset < self.0.size, "RAM page {page}");
+        // SAFETY: the page is mapped as long as the region is held. The copy is made by the C
+        // library on memory that no Rust reference points to; what it yields under a concurrent
+        // write is bytes of some sort, which the caller discards.
+        unsafe {
+            let from = self.0.base.as_ptr().add(offset as usize);
+            libc::memcpy(into.as_mut_ptr().cast(), from.cast(), 4096);
+        }
+    }
+
+    pub(crate) fn page_count(&self) -> usize {
+        (self.0.size / 4096) as usize
+    }
+}
+
+/// Maps `size` bytes at an address of the kernel's choice, or at `at`, over what is there.
+fn map(
+    at: Option<NonNull<u8>>,
+    size: u64,
+    flags: i32,
+    from: Option<(&File, u64)>,
+) -> Result<NonNull<u8>, RamError> {
+    let fail = || RamError::Map { size, source: std::io::Error::last_os_error() };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let (fd, offset) = from.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset));
+    let fixed = if at.is_some() { libc::MAP_FIXED } else { 0 };
+    let address = at.map_or(std::ptr::null_mut(), |at| at.as_ptr().cast());
+    // SAFETY: a fresh mapping overlaps nothing; a fixed one lies inside a region of ours, as every
+    // caller checks, and no reference into it exists.
+    let got = unsafe {
+        libc::mmap(address, size as usize, protection, flags | fixed, fd, offset as libc::off_t)
+    };
+    if got == libc::MAP_FAILED {
+        return Err(fail());
+    }
+    NonNull::new(got.cast::<u8>()).ok_or_else(fail)
+}
 
 impl Mapping {
     pub(crate) fn new(size: u64) -> Result<Mapping, RamError> {
@@ -53,18 +122,38 @@ impl Mapping {
         // SAFETY: `fd` was just returned by the kernel and is owned by nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(size).map_err(|source| RamError::Map { size, source })?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
-        let at =
-            unsafe { libc::mmap(std::ptr::null_mut(), size as usize, protection, flags, fd, 0) };
-        if at == libc::MAP_FAILED {
-            return Err(fail());
-        }
+        let base = map(None, size, libc::MAP_SHARED | libc::MAP_NORESERVE, Some((&file, 0)))?;
         // SAFETY: advice on a mapping we own; failure is harmless (small pages).
-        unsafe { libc::madvise(at, size as usize, libc::MADV_HUGEPAGE) };
-        let base = NonNull::new(at.cast::<u8>()).ok_or_else(fail)?;
-        Ok(Mapping { base, size, file })
+        unsafe { libc::madvise(base.as_ptr().cast(), size as usize, libc::MADV_HUGEPAGE) };
+        let region = Arc::new(Region { base, size });
+        Ok(Mapping { base, size, file: Some(file), region })
+    }
+
+    /// Zeroes that are private to this process, for [`Mapping::map_private`] to put files over.
+    pub(crate) fn private(size: u64) -> Result<Mapping, RamError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let base = map(None, size, flags, None)?;
+        Ok(Mapping { base, size, file: None, region: Arc::new(Region { base, size }) })
+    }
+
+    /// Puts a private copy of `size` bytes of `file` at the same offset as in the file, or zeroes
+    /// if there is no file. Pages arrive when they are touched.
+    pub(crate) fn map_private(
+        &mut self,
+        file: Option<&File>,
+        offset: u64,
+        size: u64,
+    ) -> Result<(), RamError> {
+        assert!(size.is_multiple_of(4096) && offset.is_multiple_of(4096));
+        let at = NonNull::new(self.at(offset, size as usize)).expect("inside the mapping");
+        let anonymous = if file.is_some() { 0 } else { libc::MAP_ANONYMOUS };
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | anonymous;
+        map(Some(at), size, flags, file.map(|file| (file, offset))).map(drop)
+    }
+
+    /// A second reader, for another thread.
+    pub(crate) fn reader(&self) -> PageReader {
+        PageReader(Arc::clone(&self.region))
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -75,8 +164,8 @@ impl Mapping {
         self.base
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
     }
 
     /// Pointer to `len` bytes at `offset`; panics outside the mapping (a bug of the caller).
@@ -118,13 +207,5 @@ impl Mapping {
     pub(crate) fn with_page<R>(&self, page: u64, with: impl FnOnce(&[u8; 4096]) -> R) -> R {
         let bytes = self.load::<4096>(page * 4096);
         with(&bytes)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: base and size are those of the mapping made in `new`; nothing refers to it now
-        // (views borrow the `Ram` that owns this).
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.size as usize) };
     }
 }

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use types::{Gpa, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
+use crate::cow::{CowGuest, Pages};
 use crate::mapping::{Mapping, RamError};
 use crate::traps::{Epoch, Traps};
 use crate::view::RamView;
@@ -116,17 +117,15 @@ impl Ram {
         if size & PAGE_MASK != 0 || !(Ram::SIZE_MIN..=Ram::SIZE_MAX).contains(&size) {
             return Err(RamError::Size { size, min: Ram::SIZE_MIN, max: Ram::SIZE_MAX });
         }
-        let pages = (size / PAGE_SIZE) as usize;
-        let mut traps = Traps::new(pages);
+        Ok(Ram::over(Mapping::new(size)?))
+    }
+
+    pub(crate) fn over(mapping: Mapping) -> Ram {
+        let size = mapping.size();
+        let mut traps = Traps::new((size / PAGE_SIZE) as usize);
         let hash_epoch = traps.begin_epoch();
-        Ok(Ram {
-            mapping: Mapping::new(size)?,
-            traps,
-            layout: Layout::of(size),
-            page_hashes: Vec::new(),
-            hash_sum: 0,
-            hash_epoch,
-        })
+        let layout = Layout::of(size);
+        Ram { mapping, traps, layout, page_hashes: Vec::new(), hash_sum: 0, hash_epoch }
     }
 
     /// Bytes of RAM.
@@ -150,8 +149,9 @@ impl Ram {
         self.mapping.base()
     }
 
-    /// The memfd behind RAM, for sharing and for registering with the host's I/O.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    /// The memfd behind RAM, for sharing and for registering with the host's I/O; `None` if RAM
+    /// came lazily from a checkpoint.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.mapping.fd()
     }
 
@@ -296,6 +296,18 @@ impl Ram {
         self.traps.begin_epoch()
     }
 
+    /// RAM's pages for other threads.
+    pub fn pages(&self) -> Pages {
+        self.traps.pages(self.mapping.reader())
+    }
+
+    /// Opens an epoch that preserves RAM as it is now for the other side of `guest`, in constant
+    /// time (mechanism C3). The caller drops every TLB entry that allows writes. An instant that
+    /// was open before is given up.
+    pub fn begin_copy_on_write(&mut self, guest: CowGuest) -> Epoch {
+        self.traps.begin_copy_on_write(guest)
+    }
+
     /// RAM pages (indices) written in `epoch` or after, in order.
     pub fn written_since(&self, epoch: Epoch) -> impl Iterator<Item = usize> + '_ {
         let pages = (self.size() >> PAGE_SHIFT) as usize;
@@ -330,9 +342,11 @@ impl Ram {
     /// epoch, so the caller drops TLB entries that allow writes.
     pub fn hash(&mut self) -> u128 {
         let pages = (self.size() >> PAGE_SHIFT) as usize;
+        let first = self.page_hashes.is_empty();
         self.page_hashes.resize(pages, 0);
         for page in 0..pages {
-            if self.traps.ever_written(page) && self.traps.written_since(page, self.hash_epoch) {
+            let since = if first { Epoch(0) } else { self.hash_epoch };
+            if self.traps.ever_written(page) && self.traps.written_since(page, since) {
                 let hash = self.mapping.with_page(page as u64, |b| page_hash(page, b));
                 self.hash_sum =
                     self.hash_sum.wrapping_sub(self.page_hashes[page]).wrapping_add(hash);

@@ -5,6 +5,17 @@
 //! pages whose last write is in it or after. Opening one costs a counter and a TLB drop, whatever
 //! the size of RAM (mechanisms M4, C3).
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::cow::{CowGuest, Pages};
+use crate::mapping::PageReader;
+use crate::present::Present;
+use crate::words::Words;
+
+/// Largest number of an epoch: twice it, and one more, fit a word.
+const EPOCH_MAX: u32 = (1 << 31) - 1;
+
 /// Number of an epoch; the first is 1. A page never written has epoch 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(pub(crate) u32);
@@ -14,7 +25,12 @@ pub(crate) const GRANULE_SIZE: u64 = 64;
 
 pub(crate) struct Traps {
     epoch: u32,
-    written: Vec<u32>,
+    /// Written by the machine alone, read by savers too.
+    written: Words,
+    /// For copy on write: the instant each page was last settled for.
+    settled: Words,
+    cow: Option<CowGuest>,
+    present: Arc<Present>,
     code: Vec<u64>,
     generation: Vec<u32>,
     code_writes: u64,
@@ -29,7 +45,10 @@ impl Traps {
     pub(crate) fn new(pages: usize) -> Traps {
         Traps {
             epoch: 1,
-            written: vec![0; pages],
+            written: Words::new(pages),
+            settled: Words::new(pages),
+            cow: None,
+            present: Arc::default(),
             code: vec![0; pages],
             generation: vec![0; pages],
             code_writes: 0,
@@ -38,26 +57,62 @@ impl Traps {
         }
     }
 
+    /// What a saver on another thread needs.
+    pub(crate) fn pages(&self, reader: PageReader) -> Pages {
+        let (written, settled) = (self.written.clone(), self.settled.clone());
+        Pages { reader, written, settled, present: Arc::clone(&self.present) }
+    }
+
+    /// Pages with contents from elsewhere, which count as written in epoch 0.
+    pub(crate) fn set_present(&mut self, present: Present) {
+        self.present = Arc::new(present);
+    }
+
     pub(crate) fn begin_epoch(&mut self) -> Epoch {
-        self.epoch = self.epoch.checked_add(1).expect("fewer than 2^32 epochs");
+        assert!(self.epoch < EPOCH_MAX, "fewer than 2^31 - 1 epochs");
+        self.epoch += 1;
         Epoch(self.epoch)
+    }
+
+    /// Opens an epoch whose first writes preserve the pages as they are now (mechanism C3).
+    pub(crate) fn begin_copy_on_write(&mut self, mut guest: CowGuest) -> Epoch {
+        let epoch = self.begin_epoch();
+        guest.open(epoch.0);
+        self.cow = Some(guest);
+        epoch
     }
 
     /// Runs before the first write to `page` in an epoch; cheap on every later one.
     #[inline]
     pub(crate) fn before_write(&mut self, page: usize) {
-        if self.written[page] != self.epoch {
-            self.written[page] = self.epoch;
+        let word = self.written.at(page);
+        let written = word.load(Ordering::Relaxed);
+        if written == self.epoch {
+            return;
         }
+        if self.cow.is_some() {
+            self.preserve(page, written);
+        }
+        self.written.at(page).store(self.epoch, Ordering::Release);
+    }
+
+    #[cold]
+    fn preserve(&mut self, page: usize, written: u32) {
+        let Some(cow) = &mut self.cow else { return };
+        if cow.is_over() {
+            self.cow = None;
+            return;
+        }
+        cow.before_write(page, written);
     }
 
     #[inline]
     pub(crate) fn written_since(&self, page: usize, epoch: Epoch) -> bool {
-        self.written[page] >= epoch.0
+        self.written.at(page).load(Ordering::Relaxed) >= epoch.0
     }
 
     pub(crate) fn ever_written(&self, page: usize) -> bool {
-        self.written[page] != 0
+        self.written.at(page).load(Ordering::Relaxed) != 0 || self.present.contains(page)
     }
 
     /// Marks `len` bytes at `offset` of `page` as decoded code; true if the page held none before.

@@ -25,8 +25,8 @@ const MODULES: &[&str] = &["thread", "env", "fs", "net", "process"];
 /// Types, wherever they come from.
 const TYPES: &[&str] = &["Instant", "SystemTime", "HashMap", "HashSet", "RandomState"];
 
-/// The file that maps guest RAM needs the type of a file.
-const MAY_NAME_FILES: &[&str] = &["crates/memory/src/mapping.rs"];
+/// The files that map guest RAM need the type of a file.
+const MAY_NAME_FILES: &[&str] = &["crates/memory/src/mapping.rs", "crates/memory/src/restored.rs"];
 
 /// Finds banned names in the production code of the core.
 pub fn check(tree: &Tree) -> Vec<Finding> {
