@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use boot::{BootSpec, PlatformTables};
+use checkpoint::RestoredMachine;
 use cpu::Engine;
 use devices::PowerEvent;
 use disk::DiskIo;
@@ -36,6 +37,8 @@ pub struct Captured {
     pub echo: bool,
     /// Digest of everything put out.
     pub digest: OutputDigest,
+    /// Results of disk reads that a checkpoint brought along.
+    pub reads: Vec<(u32, DiskCompletion)>,
 }
 
 impl Captured {
@@ -67,7 +70,11 @@ impl Outside for Captured {
     }
 
     fn disk_wait(&mut self, disk: u32, id: u64) -> DiskCompletion {
-        self.disks[disk as usize].wait(id)
+        let read = self.reads.iter().position(|(of, read)| (*of, read.id) == (disk, id));
+        match read {
+            Some(at) => self.reads.swap_remove(at).1,
+            None => self.disks[disk as usize].wait(id),
+        }
     }
 }
 
@@ -102,13 +109,7 @@ impl Guest {
 
     /// A machine of `memory_size` bytes on the engine of that name.
     pub fn on(engine: &str, memory_size: u64, disks: Vec<DiskIo>) -> Result<Guest> {
-        let interp = Box::new(Interp::new()?);
-        let engine: Box<dyn Engine> = match engine {
-            "interp" => interp,
-            "translate" => Box::new(Translator::new(interp, Options::default())?),
-            other => bail!("{other}: the engines are interp and translate"),
-        };
-        Guest::with_engine(memory_size, disks, engine)
+        Guest::with_engine(memory_size, disks, engine_named(engine)?)
     }
 
     /// A machine of `memory_size` bytes on `engine`.
@@ -117,26 +118,21 @@ impl Guest {
         disks: Vec<DiskIo>,
         engine: Box<dyn Engine>,
     ) -> Result<Guest> {
-        let specs = disks
-            .iter()
-            .map(|d| machine::DiskSpec { size: d.size(), read_only: d.read_only() })
-            .collect();
-        let spec = MachineSpec {
-            memory_size,
-            model: cpu::cpuid::Model::V3,
-            disks: specs,
-            nics: Vec::new(),
-            console: true,
-            debug_exit: Some(0xf4),
-            seed: 1,
-            wall_clock: WALL_CLOCK,
-            nominal_rate: MachineSpec::NOMINAL_RATE,
-        };
         Ok(Guest {
-            machine: Machine::new(spec)?,
+            machine: Machine::new(spec(memory_size, &disks))?,
             engine,
             outside: Captured { disks, ..Captured::default() },
         })
+    }
+
+    /// A machine from a checkpoint, on the engine of that name.
+    pub fn restored(restored: RestoredMachine, disks: Vec<DiskIo>, engine: &str) -> Result<Guest> {
+        let RestoredMachine { machine, requests, reads } = restored;
+        let mut outside = Captured { disks, reads, ..Captured::default() };
+        for (disk, request) in requests {
+            outside.output(Output::Disk { disk, request });
+        }
+        Ok(Guest { machine, engine: engine_named(engine)?, outside })
     }
 
     /// Boots a kernel image.
@@ -181,5 +177,29 @@ impl Guest {
                 Stop::Shutdown => return Ended::Shutdown,
             }
         }
+    }
+}
+
+fn engine_named(engine: &str) -> Result<Box<dyn Engine>> {
+    let interp = Box::new(Interp::new()?);
+    Ok(match engine {
+        "interp" => interp,
+        "translate" => Box::new(Translator::new(interp, Options::default())?),
+        other => bail!("{other}: the engines are interp and translate"),
+    })
+}
+
+fn spec(memory_size: u64, disks: &[DiskIo]) -> MachineSpec {
+    let disk = |d: &DiskIo| machine::DiskSpec { size: d.size(), read_only: d.read_only() };
+    MachineSpec {
+        memory_size,
+        model: cpu::cpuid::Model::V3,
+        disks: disks.iter().map(disk).collect(),
+        nics: Vec::new(),
+        console: true,
+        debug_exit: Some(0xf4),
+        seed: 1,
+        wall_clock: WALL_CLOCK,
+        nominal_rate: MachineSpec::NOMINAL_RATE,
     }
 }

@@ -2,7 +2,7 @@
 
 use boot::{BootError, BootSpec, BootState, Entry, KernelKind};
 use cpu::{Seg, Vcpu, gpr};
-use memory::Ram;
+use memory::{CowGuest, Epoch, Ram};
 use types::{ExecutionPoint, VirtualTime};
 
 use crate::board::Board;
@@ -24,6 +24,18 @@ impl Machine {
     /// [`MachineError`] when RAM cannot be had or there are too many devices.
     pub fn new(spec: MachineSpec) -> Result<Machine, MachineError> {
         let ram = Ram::new(spec.memory_size)?;
+        Machine::with_ram(spec, ram)
+    }
+
+    /// A machine at power-on around `ram`, which has as many bytes as `spec` says.
+    ///
+    /// # Errors
+    /// [`MachineError`] when there are too many devices.
+    ///
+    /// # Panics
+    /// If the sizes differ.
+    pub fn with_ram(spec: MachineSpec, ram: Ram) -> Result<Machine, MachineError> {
+        assert_eq!(ram.size(), spec.memory_size);
         let board = Board::new(&spec, ram.layout())?;
         let vcpu = Vcpu::new(0, spec.model);
         Ok(Machine { spec, vcpu, ram, board, observer: None })
@@ -100,6 +112,13 @@ impl Machine {
     /// The vCPU, to look at.
     pub fn vcpu(&self) -> &Vcpu {
         &self.vcpu
+    }
+
+    /// Opens an epoch that preserves RAM as it is now for the saver that `guest` belongs to: takes
+    /// as long for any amount of RAM, and the guest cannot tell (mechanism C3).
+    pub fn begin_copy_on_write(&mut self, guest: CowGuest) -> Epoch {
+        self.vcpu.tlb.flush();
+        self.ram.begin_copy_on_write(guest)
     }
 
     /// RAM, to look at.

@@ -3,7 +3,7 @@
 
 use cpu::{Activity, Cpu, Engine, Exit};
 use devices::PowerEvent;
-use journal::{DiskCompletion, Output};
+use journal::{DiskCompletion, DiskRequest, Output};
 use types::VirtualTime;
 
 use crate::machine::Machine;
@@ -110,10 +110,21 @@ impl Machine {
 
     /// Lets timers fire that are due and messages arrive. After it the state is the same however
     /// often it is called, so that inputs find the same machine live and in replay.
-    pub(crate) fn settle(&mut self, outside: &mut dyn Outside) {
+    pub fn settle(&mut self, outside: &mut dyn Outside) {
         self.give_out(outside);
         self.fire_due_timers(outside);
         self.deliver_messages();
+    }
+
+    /// Disk requests that left and have not come back, by disk: a restored machine needs them done
+    /// again (mechanisms C7, C8, F13).
+    pub fn outstanding(&self) -> Vec<(u32, DiskRequest)> {
+        let disks = (0..).zip(&self.board.disk_slots);
+        let of_disk = |(disk, slot): (u32, &u8)| {
+            let requests = self.board.pci.outstanding(*slot);
+            requests.into_iter().map(move |request| (disk, request))
+        };
+        disks.flat_map(of_disk).collect()
     }
 
     fn give_out(&mut self, outside: &mut dyn Outside) {

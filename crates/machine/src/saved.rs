@@ -40,8 +40,8 @@ fn malformed(name: &str, detail: &str) -> RestoreError {
 }
 
 impl Machine {
-    /// Everything but RAM, as sections. Between runs nothing else is in flight: messages were
-    /// delivered and outputs have left.
+    /// Everything but RAM, as sections. The machine must be settled
+    /// ([`Machine::settle`]): then nothing else is in flight.
     pub fn save(&self) -> Sections {
         let mut sections = Sections::default();
         let (clock, timers) = (self.board.clock, self.board.timers.clone());
