@@ -44,7 +44,14 @@ fn one_line(error: &clap::Error) -> String {
         });
     let advice = match similar {
         Some(name) => format!("did you mean {name}?"),
-        None => "see `doppel help`".into(),
+        None => match std::env::args().nth(1) {
+            Some(verb)
+                if error.kind() != ErrorKind::InvalidSubcommand && !verb.starts_with('-') =>
+            {
+                format!("see `doppel {verb} --help`")
+            }
+            _ => "see `doppel --help`".into(),
+        },
     };
     format!("{message}; {advice}")
 }

@@ -35,12 +35,16 @@ fn usage() {
     let place = Place::new();
     for (arguments, words) in [
         (&[][..], &["no verb", "--help"][..]),
-        (&["fly"], &["fly", "see"]),
+        (&["fly"], &["fly", "see `doppel --help`"]),
+        (&["inspect"], &["NAME", "see `doppel inspect --help`"]),
         (&["run"], &["--kernel"]),
         (&["run", "--krnel", "x"], &["--krnel", "did you mean --kernel?"]),
         (&["run", "mini", "--kernel", "x"], &["cannot be used"]),
         (&["run", "--kernel"], &["value is required"]),
-        (&["run", "--kernel", "x", "--memory", "lots"], &["lots", "512M"]),
+        (
+            &["run", "--kernel", "x", "--memory", "lots"],
+            &["lots", "512M", "see `doppel run --help`"],
+        ),
         (&["run", "--kernel", "x", "--memory", "-5"], &["-5"]),
         (&["run", "--kernel", "x", "--cpu", "host"], &["host", "v3 and v2"]),
         (&["run", "--kernel", "x", "--engine", "kvm"], &["kvm", "interp", "translate"]),
@@ -164,6 +168,8 @@ fn networks_consoles_names_and_sockets() {
         (&["--console", "unix=taken"], &["--console", "taken", "not a socket"]),
         (&["--serial2", "stdio"], &["--console and --serial2"]),
         (&["--api", "taken"], &["--api", "taken", "not a socket"]),
+        (&["--debug-exit", "0x3f8"], &["--debug-exit: port 0x3f8", "serial", "0xf4"]),
+        (&["--debug-exit", "0xcfd"], &["--debug-exit: port 0xcfd", "PCI"]),
         (&["--name", "a b"], &["--name", "a b"]),
         (&["--name", "-x"], &["--name", "-x"]),
         (&["--name", ""], &["--name", "empty"]),
@@ -183,6 +189,27 @@ fn a_console_file_is_not_emptied_before_all_is_found_good() {
     check_run(&place, &["--console", "file=kept", "--disk", "path=gone"], &["gone"]);
     check_run(&place, &["--console", "file=kept", "--net", "tap=nosuch0"], &["nosuch0"]);
     assert_eq!(std::fs::read(kept).unwrap(), b"old output");
+}
+
+#[test]
+fn outputs_into_what_the_guest_uses_are_refused() {
+    let place = Place::new();
+    let kept = place.file("d.img", &[7; 4096]);
+    std::fs::hard_link(&kept, place.path("link")).unwrap();
+    std::os::unix::fs::symlink("good", place.path("soft")).unwrap();
+    let log = |file| ["--hash-every", "5", "--hash-log", file];
+    for (more, words) in [
+        (&["--console", "file=d.img", "--disk", "path=d.img"][..], &["--console", "--disk"][..]),
+        (&["--serial2", "file=link", "--disk", "path=d.img,readonly"], &["--serial2", "link"]),
+        (&["--hvc", "file=good"], &["--hvc", "good", "--kernel"]),
+        (&["--console", "file=soft"], &["--console", "soft", "--kernel"]),
+        (&["--console", "file=d.img", "--initrd", "d.img"], &["--console", "--initrd"]),
+        (&[&log("link")[..], &["--disk", "path=d.img"]].concat(), &["--hash-log", "--disk"]),
+        (&[&log("new")[..], &["--serial2", "file=new"]].concat(), &["--hash-log", "--serial2"]),
+    ] {
+        check_run(&place, more, words);
+    }
+    assert_eq!(std::fs::read(kept).unwrap(), [7; 4096]);
 }
 
 #[test]

@@ -259,6 +259,15 @@ fn passt_ends_with_the_network_and_the_link_with_passt() {
     assert_eq!(events.recv_timeout(TIME_MAX), Err(RecvTimeoutError::Disconnected));
 }
 
+/// What is typed at the terminal (Ctrl-C) goes to doppel, which lets the guest power off; until then
+/// the guest keeps its network.
+#[test]
+fn signals_of_the_terminal_do_not_reach_passt() {
+    let (net, _events) = start(&[]);
+    let group = |id| rustix::process::getpgid(rustix::process::Pid::from_raw(id)).unwrap();
+    assert_ne!(group(net.passt_id() as i32), group(0));
+}
+
 #[test]
 fn an_ordinary_user_needs_nothing_more() {
     if std::env::var_os("USERNET_TEST_USER").is_some() {

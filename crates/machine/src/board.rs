@@ -4,7 +4,7 @@ use cpu::lapic::ApicMessage;
 use devices::chipset::{
     AcpiPm, Cmos, DebugExit, I8042, Ioapic, Pic, Pit, Post, Pvpanic, Serial, ports,
 };
-use devices::pci::{Delivery, PciBus, timer_slot};
+use devices::pci::{CONFIG_PORTS, Delivery, PciBus, timer_slot};
 use devices::virtio::{VirtioPci, blk, console, net, rng};
 use devices::{Device, DeviceContext, Effect, Effects, PowerEvent};
 use journal::{DiskCompletion, Output};
@@ -117,6 +117,7 @@ impl Board {
         };
         board.plug(spec)?;
         board.map_ports();
+        board.check_debug_exit()?;
         Ok(board)
     }
 
@@ -149,6 +150,23 @@ impl Board {
             self.port_map.extend(ranges);
         }
         self.port_map.sort_by_key(|&(first, ..)| first);
+    }
+
+    /// The one device whose place is chosen from outside lies on nobody else's ports.
+    fn check_debug_exit(&self) -> Result<(), MachineError> {
+        let Some(range) = self.debug_exit.as_ref().and_then(|device| device.ports().first()) else {
+            return Ok(());
+        };
+        let others = self.port_map.iter().filter(|(.., id)| *id != Id::DebugExit);
+        let others = others
+            .filter_map(|&(first, last, id)| Some((first, last, self.device_ref(id)?.name())));
+        let pci = (CONFIG_PORTS.first, CONFIG_PORTS.last, "the PCI bus");
+        for (first, last, name) in others.chain([pci]) {
+            if first <= range.last && range.first <= last {
+                return Err(MachineError::DebugExit(range.first.max(first), name));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn device(&mut self, id: Id) -> Option<&mut dyn Device> {

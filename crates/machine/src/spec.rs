@@ -69,4 +69,7 @@ pub enum MachineError {
     /// More devices than the PCI bus takes.
     #[error("too many disks and network cards: {0}")]
     Pci(#[from] devices::pci::BusError),
+    /// The debug-exit device would lie on ports of another one.
+    #[error("port {0:#x} of the debug-exit device belongs to {1}; 0xf4 is free")]
+    DebugExit(u16, &'static str),
 }

@@ -110,7 +110,7 @@ pub enum VmError {
     #[error("{0}")]
     Flags(String),
     /// The machine cannot be built.
-    #[error(transparent)]
+    #[error("{flag}{0}", flag = flag_of(.0))]
     Machine(#[from] MachineError),
     /// The engine cannot run on this host.
     #[error("--engine {engine}: {source}")]
@@ -181,6 +181,14 @@ impl VmError {
             | VmError::Disk(DiskError::Io { .. } | DiskError::Lock { .. }) => ExitStatus::Host,
             _ => ExitStatus::Configuration,
         }
+    }
+}
+
+/// The flag that asked for what the machine refuses, where there is one to name.
+fn flag_of(error: &MachineError) -> &'static str {
+    match error {
+        MachineError::DebugExit(..) => "--debug-exit: ",
+        MachineError::Ram(_) | MachineError::Pci(_) => "",
     }
 }
 

@@ -27,6 +27,7 @@ mod hash_log;
 mod inbox;
 mod lifecycle;
 mod name;
+mod overwrite;
 mod ports;
 mod prepare;
 mod process;

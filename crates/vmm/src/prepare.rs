@@ -21,7 +21,9 @@ use types::{PAGE_SIZE, VirtualTime};
 use crate::clock::LiveClock;
 use crate::driver::{self, Pace};
 use crate::ports::DiskPort;
-use crate::{DiskInfo, EngineKind, MEMORY_SIZE_MIN, NetKind, VmError, VmSpec, check_name};
+use crate::{
+    DiskInfo, EngineKind, MEMORY_SIZE_MIN, NetKind, VmError, VmSpec, check_name, overwrite,
+};
 
 /// Largest kernel file, bytes.
 const KERNEL_SIZE_MAX: u64 = 1 << 30;
@@ -61,6 +63,7 @@ pub(crate) fn prepare(spec: &VmSpec) -> Result<Prepared, VmError> {
     check_memory(spec.memory_size)?;
     let boot = BootFiles::open(spec)?;
     let engine = engine(spec.engine)?;
+    overwrite::check(spec)?;
     let (disks, disk_infos) = open_disks(spec)?;
     let seed = match spec.seed {
         Some(seed) => seed,

@@ -7,7 +7,7 @@ use saved::{RestoreError, Sections};
 use types::{Gpa, VirtualTime};
 
 use super::{Bridge, BusSaved, Delivery, PciFunction, command};
-use crate::{DeviceContext, Effect, Effects};
+use crate::{DeviceContext, Effect, Effects, PortRange};
 
 /// Most functions on the bus.
 pub const SLOTS_MAX: usize = 32;
@@ -18,6 +18,9 @@ pub const HOLE_END: u64 = 0xe000_0000;
 /// Global system interrupt of the first of the four shared lines; they are level-triggered and
 /// active high as [`Effect::Line`] sees them.
 pub const GSI_FIRST: u8 = 16;
+
+/// Ports of the configuration mechanism.
+pub const CONFIG_PORTS: PortRange = PortRange { first: ADDRESS_PORT, last: DATA_PORT + 3 };
 
 const ADDRESS_PORT: u16 = 0xcf8;
 const DATA_PORT: u16 = 0xcfc;

@@ -13,8 +13,8 @@ mod saved;
 mod tests;
 
 pub use bridge::Bridge;
-pub use bus::{BusError, GSI_FIRST, HOLE_END, HOLE_START, PciBus, SLOTS_MAX, interrupt_gsi};
-pub use bus::{timer_name, timer_slot};
+pub use bus::{BusError, CONFIG_PORTS, GSI_FIRST, HOLE_END, HOLE_START, PciBus, SLOTS_MAX};
+pub use bus::{interrupt_gsi, timer_name, timer_slot};
 pub use config::{Bar, BarWidth, ConfigSpace, Identity, command};
 pub use function::{Delivery, PciFunction};
 pub use msix::{Msix, VECTORS_MAX};

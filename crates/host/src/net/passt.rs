@@ -51,7 +51,10 @@ impl Passt {
             .args(arguments(spec))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            // What the terminal sends to its foreground group is for us: while the guest powers
+            // off, it still has its network.
+            .process_group(0);
         let fd = theirs.as_raw_fd();
         // SAFETY: dup2 and fcntl are async-signal-safe; `theirs` lives until after the spawn.
         unsafe {
@@ -92,7 +95,9 @@ impl Passt {
         }
         let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
         let words: Vec<&str> = complaints.iter().map(String::as_str).collect();
-        Some(format!("it ended ({status}) saying {:?}", words.join("; ")))
+        let said =
+            if words.is_empty() { "nothing".into() } else { format!("{:?}", words.join("; ")) };
+        Some(format!("it ended ({status}) saying {said}"))
     }
 
     /// Process id, for messages and tests.

@@ -247,7 +247,7 @@ impl<F: FnMut(NetEvent)> Reader<F> {
             answers.into_iter().for_each(|frame| (self.on_event)(NetEvent::Frame(frame)));
             match self.receive() {
                 Ok(true) => {}
-                Ok(false) => break String::new(),
+                Ok(false) => break "it closed its socket".into(),
                 Err(error) => break error.to_string(),
             }
             if let Err(what) = self.deliver() {
@@ -256,7 +256,9 @@ impl<F: FnMut(NetEvent)> Reader<F> {
         };
         self.link.lock().down = true;
         let ended = passt.ended(Duration::from_secs(1)).unwrap_or_default();
-        let why = format!("the user-mode network is down: passt is gone {why}{ended}");
+        let reasons = [why, ended].into_iter().filter(|reason| !reason.is_empty());
+        let reasons = reasons.collect::<Vec<_>>().join("; ");
+        let why = format!("the user-mode network is down: passt is gone: {reasons}");
         tracing::error!("{why}");
         (self.on_event)(NetEvent::LinkDown(why));
     }
