@@ -18,7 +18,7 @@ pub struct Cosim {
     /// Which cases.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What is compared with the host: interp or stubs.
+    /// What is compared with the host: interp, translate, both (three ways) or stubs.
     #[arg(long, default_value = "interp")]
     engine: String,
     /// List the forms that are not covered, and how often each other was.

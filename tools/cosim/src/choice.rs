@@ -18,7 +18,7 @@ fn host_faults(host: Option<Fault>, _other: Option<Fault>) -> bool {
     host.is_some()
 }
 
-const CHOICES: [Choice; 5] = [
+const CHOICES: [Choice; 6] = [
     // SDM vol. 2, MASKMOVDQU: faults for bytes not chosen are implementation-specific.
     Choice {
         mnemonics: &[Mnemonic::Maskmovdqu, Mnemonic::Vmaskmovdqu, Mnemonic::Maskmovq],
@@ -48,6 +48,11 @@ const CHOICES: [Choice; 5] = [
     Choice { mnemonics: &[Mnemonic::Popa, Mnemonic::Popad, Mnemonic::Enter], accepts: both },
     // MOVSXD r16 of memory reads two bytes on Intel's, four on AMD's processors.
     Choice { mnemonics: &[Mnemonic::Movsxd], accepts: host_faults },
+    // Which operand is read first: Zen 3 begins with [RDI], Intel's processors and Zen 5 with [RSI].
+    Choice {
+        mnemonics: &[Mnemonic::Cmpsb, Mnemonic::Cmpsw, Mnemonic::Cmpsd, Mnemonic::Cmpsq],
+        accepts: both,
+    },
     // SDM vol. 2, FXSAVE: whether a misaligned area is #GP or #AC, and which check comes first.
     Choice {
         mnemonics: &[Mnemonic::Fxsave, Mnemonic::Fxsave64, Mnemonic::Fxrstor, Mnemonic::Fxrstor64],

@@ -1,7 +1,8 @@
-//! `cosim [--engine interp|translate|stubs|host] [--seed S] [--cases N] [--only MNEMONIC]
+//! `cosim [--engine interp|translate|both|stubs|host] [--seed S] [--cases N] [--only MNEMONIC]
 //! [--threads T] [--keep-going N] [--verbose]`: runs random cases until the first difference.
 //!
-//! Engine `host` runs each case twice on the host: it shows what the host itself leaves to chance.
+//! Engine `both` runs each case three ways: natively, interpreted, translated. Engine `host` runs
+//! each twice on the host: it shows what the host itself leaves to chance.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -113,24 +114,30 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
     for index in (first..options.cases).step_by(options.threads as usize) {
         let Some((target, case)) = generator.case(index) else { continue };
         let count = coverage.count(target);
-        let other = match &mut tested {
-            Some(tested) => tested.execute(&case),
-            None => host.execute(&case),
+        let others = match tested.as_mut_slice() {
+            [] => vec![("host", host.execute(&case))],
+            tested => tested.iter_mut().map(|one| (one.name(), one.execute(&case))).collect(),
         };
-        let Some(other) = other else {
+        if others.iter().any(|(_, other)| other.is_none()) {
             count.declined += 1;
             continue;
-        };
+        }
         let truth = host.execute(&case).context("the host runs everything")?;
         count.compared += 1;
         count.faulted += u64::from(truth.fault.is_some());
-        let difference = compare::compare(&case, &truth, &other);
-        count.undefined += u64::from(difference.undefined_flags != 0);
-        if difference.lines.is_empty() || differing.contains(&target) {
+        let others = others.into_iter().filter_map(|(name, other)| Some((name, other?)));
+        let compared = others.map(|(name, other)| (name, compare::compare(&case, &truth, &other)));
+        let compared: Vec<_> = compared.collect();
+        count.undefined += u64::from(compared.iter().any(|(_, with)| with.undefined_flags != 0));
+        let Some((name, difference)) = compared.iter().find(|(_, with)| !with.lines.is_empty())
+        else {
+            continue;
+        };
+        if differing.contains(&target) {
             continue;
         }
         eprintln!("case {index} of seed {}:", options.seed);
-        eprintln!("{}", report::describe(&case, &truth, &difference, &options.engine));
+        eprintln!("{}", report::describe(&case, &truth, difference, name));
         keep(&corpus::encode(&case))?;
         differing.push(target);
         if differing.len() >= options.differences_max {
@@ -140,24 +147,28 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
     Ok((coverage, differing.len()))
 }
 
-/// The executor under test, made after the host executor so that its signal handler comes first;
-/// `None` is the host itself.
-fn tested(engine: &str) -> Result<Option<Box<dyn Executor>>> {
+/// The executors under test, made after the host executor so that its signal handler comes first;
+/// none is the host itself.
+fn tested(engine: &str) -> Result<Vec<Box<dyn Executor>>> {
     Ok(match engine {
-        "interp" => Some(Box::new(EngineExecutor::new(Box::new(interp::Interp::new()?))?)),
-        "translate" => {
-            let options = translate::Options {
-                block_insns_max: 1,
-                links: false,
-                ..translate::Options::default()
-            };
-            let engine = Translator::new(Box::new(interp::Interp::new()?), options)?;
-            Some(Box::new(EngineExecutor::new(Box::new(engine))?))
-        }
-        "stubs" => Some(Box::new(StubExecutor::new()?)),
-        "host" => None,
-        _ => bail!("unknown engine {engine}: interp, translate, stubs or host"),
+        "interp" => vec![interpreter()?],
+        "translate" => vec![translator()?],
+        "both" => vec![interpreter()?, translator()?],
+        "stubs" => vec![Box::new(StubExecutor::new()?)],
+        "host" => Vec::new(),
+        _ => bail!("unknown engine {engine}: interp, translate, both, stubs or host"),
     })
+}
+
+fn interpreter() -> Result<Box<dyn Executor>> {
+    Ok(Box::new(EngineExecutor::new(Box::new(interp::Interp::new()?))?))
+}
+
+fn translator() -> Result<Box<dyn Executor>> {
+    let options =
+        translate::Options { block_insns_max: 1, links: false, ..translate::Options::default() };
+    let engine = Translator::new(Box::new(interp::Interp::new()?), options)?;
+    Ok(Box::new(EngineExecutor::new(Box::new(engine))?))
 }
 
 /// Adds a case to the corpus that the tests replay.

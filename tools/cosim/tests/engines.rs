@@ -1,4 +1,4 @@
-//! Replays the corpus of past differences on the interpreter, and a few random cases.
+//! Replays the corpus of past differences on both engines, and a few random cases.
 
 use cosim::engine::EngineExecutor;
 use cosim::generate::Generator;
@@ -16,10 +16,14 @@ fn difference(host: &mut HostExecutor, tested: &mut dyn Executor, case: &Case) -
 
 /// One test, as a process has one host executor.
 #[test]
-fn interpreter_agrees_with_the_host() {
+fn engines_agree_with_the_host() {
     let mut host = HostExecutor::new().expect("the host executor runs here");
-    let interp = interp::Interp::new().expect("this host runs stubs");
-    let mut interp = EngineExecutor::new(Box::new(interp)).expect("a guest");
+    let interp = || Box::new(interp::Interp::new().expect("this host runs stubs"));
+    let mut interpreter = EngineExecutor::new(interp()).expect("a guest");
+    let options =
+        translate::Options { block_insns_max: 1, links: false, ..translate::Options::default() };
+    let translator = translate::Translator::new(interp(), options).expect("a translator");
+    let mut translator = EngineExecutor::new(Box::new(translator)).expect("a guest");
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus");
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .expect("a corpus")
@@ -33,7 +37,10 @@ fn interpreter_agrees_with_the_host() {
     }
     let generator = Generator::new(11, None);
     cases.extend((0..20_000).filter_map(|index| Some(generator.case(index)?.1)));
-    let differences: Vec<String> =
-        cases.iter().filter_map(|case| difference(&mut host, &mut interp, case)).collect();
+    let mut differences = Vec::new();
+    for case in &cases {
+        differences.extend(difference(&mut host, &mut interpreter, case));
+        differences.extend(difference(&mut host, &mut translator, case));
+    }
     assert!(differences.is_empty(), "{} differ:\n{}", differences.len(), differences.join("\n"));
 }
