@@ -2,7 +2,8 @@
 //! `lockstep [KERNEL] [BRANCHES] [CMDLINE] [OPTION=VALUE,...] [DISK]`. With a disk image it is the
 //! Debian guest, on two copies of the image beside it.
 //!
-//! Every 10,000 branches in the first million, then every million. At the first difference both
+//! Every 10,000 branches in the first million, then every million; with the option `every=N` every
+//! N branches to the end. At the first difference both
 //! machines start again and run to the last point that agreed; from there the difference is
 //! bisected to one branch, and named.
 
@@ -22,11 +23,14 @@ struct Arguments {
     until: u64,
     cmdline: String,
     options: Options,
+    /// Branches between hashes after the first million.
+    every: u64,
     disk: Option<String>,
 }
 
-fn options(text: &str) -> Result<Options> {
+fn options(text: &str) -> Result<(Options, u64)> {
     let mut options = Options::default();
+    let mut every = 1_000_000;
     for pair in text.split(',').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').with_context(|| format!("{pair}: no value"))?;
         let number: u64 = value.parse().with_context(|| format!("{pair}: not a number"))?;
@@ -36,10 +40,11 @@ fn options(text: &str) -> Result<Options> {
             "links" => options.links = number != 0,
             "flush" => options.flush_every = number,
             "slow" => options.always_slow = number != 0,
-            _ => bail!("{name}: cache, insns, links, flush or slow"),
+            "every" => every = number.max(1),
+            _ => bail!("{name}: cache, insns, links, flush, slow or every"),
         }
     }
-    Ok(options)
+    Ok((options, every))
 }
 
 fn boot(arguments: &Arguments, translated: bool) -> Result<Guest> {
@@ -77,17 +82,15 @@ fn agree(guests: &mut [Guest; 2], until: u64) -> (bool, [Ended; 2]) {
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let arguments = Arguments {
-        kernel: args.next().unwrap_or_else(|| "6.1".to_owned()),
-        until: args.next().map_or(Ok(u64::MAX), |text| text.parse())?,
-        cmdline: args.next().unwrap_or_else(|| "doppel.end=poweroff".to_owned()),
-        options: options(&args.next().unwrap_or_default())?,
-        disk: args.next(),
-    };
+    let kernel = args.next().unwrap_or_else(|| "6.1".to_owned());
+    let until = args.next().map_or(Ok(u64::MAX), |text| text.parse())?;
+    let cmdline = args.next().unwrap_or_else(|| "doppel.end=poweroff".to_owned());
+    let (options, every) = options(&args.next().unwrap_or_default())?;
+    let arguments = Arguments { kernel, until, cmdline, options, every, disk: args.next() };
     let mut guests = pair(&arguments)?;
     let mut good = 0;
     while good < arguments.until {
-        let step = if good < 1_000_000 { 10_000 } else { 1_000_000 };
+        let step = if good < 1_000_000 { 10_000 } else { arguments.every };
         let next = good + step;
         let (same, ended) = agree(&mut guests, next);
         if !same {

@@ -1,6 +1,6 @@
 //! Runs of the Debian guest: a disk of its own over the built one, and jobs given on a second disk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::doppel::{Doppel, Ended, Running};
@@ -20,7 +20,8 @@ pub struct Debian {
     pub scratch: Scratch,
     /// Its disk: a qcow2 image over the built one.
     pub disk: PathBuf,
-    kernel: &'static str,
+    /// Which kernel boots it.
+    pub kernel: &'static str,
 }
 
 impl Debian {
@@ -48,9 +49,13 @@ impl Debian {
 
     /// As [`Debian::with_job`], with more on the kernel's command line after the job.
     pub fn with_job_and(&self, files: &[(&str, &[u8])], more: &str) -> Doppel {
-        let jobs = images::ext4(&self.scratch, "jobs.raw", "16M", files);
+        self.with_disk_of_jobs(&jobs_disk(&self.scratch, files), more)
+    }
+
+    /// As [`Debian::with_job_and`], with a disk that [`jobs_disk`] made.
+    pub fn with_disk_of_jobs(&self, jobs: &Path, more: &str) -> Doppel {
         let job = "doppel.run=job:mount%20-o%20ro%20/dev/vdb%20/mnt%20&&%20sh%20/mnt/job";
-        self.doppel(&format!("{job} {more}")).disk(&jobs, ",format=raw,readonly")
+        self.doppel(&format!("{job} {more}")).disk(jobs, ",format=raw,readonly")
     }
 
     /// Checks what is left when it has powered off: the disk in order, nothing complained about.
@@ -72,6 +77,12 @@ impl Debian {
         images::check_qcow2(&self.disk);
         images::check_ext4(&self.scratch, &self.disk, "qcow2");
     }
+}
+
+/// A disk with `files`. No two are the same to their last byte.
+pub fn jobs_disk(scratch: &Scratch, files: &[(&str, &[u8])]) -> PathBuf {
+    let size: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
+    images::ext4(scratch, "jobs.raw", &format!("{}M", 16 + 2 * (size >> 20)), files)
 }
 
 /// Logs in on the console and leaves a shell whose prompt is `DOPPEL# `.

@@ -336,6 +336,14 @@ impl Running {
         Ended { status, console, stderr, elapsed }
     }
 
+    /// Resident bytes of the process now that are not guest memory.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn monitor_memory(&self) -> u64 {
+        Memory::of(self.child.id()).monitor_now
+    }
+
     /// Memory of the process now.
     ///
     /// # Panics
@@ -427,6 +435,8 @@ pub struct Memory {
     pub guest: u64,
     /// The most that was ever resident, less `guest`.
     pub monitor: u64,
+    /// What is resident now, less `guest`.
+    pub monitor_now: u64,
 }
 
 impl Memory {
@@ -438,12 +448,18 @@ impl Memory {
         let read = |name: &str| {
             fs::read_to_string(format!("/proc/{id}/{name}")).expect("a running process")
         };
-        let peak = kib_after(&read("status"), "VmHWM:").expect("a peak");
+        let status = read("status");
+        let peak = kib_after(&status, "VmHWM:").expect("a peak");
+        let now = kib_after(&status, "VmRSS:").expect("a size");
         let maps = read("smaps");
         let ram = maps.split("memfd:doppel-ram").skip(1);
         let guest: u64 = ram.filter_map(|map| kib_after(map, "Rss:")).sum();
         assert!(guest > 0, "no guest memory in /proc/{id}/smaps");
-        Memory { guest, monitor: peak.saturating_sub(guest) }
+        Memory {
+            guest,
+            monitor: peak.saturating_sub(guest),
+            monitor_now: now.saturating_sub(guest),
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //! time alone.
 //!
 //! Tests that need guest images or a release build are ignored tests in `tests/`; those that take
-//! minutes are in files named `slow_*`. `cargo xtask test [--slow]` builds what they need and runs
-//! them.
+//! minutes are in files named `slow_*`, those with two lengths in `soak_*`. `cargo xtask test
+//! [--slow]` and `cargo xtask soak` build what they need and run them.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod harness;
 pub mod images;
 pub mod net;
 pub mod scratch;
+pub mod soak;
 pub mod terminal;
 
 pub use bare::{Bits, build_kernel};

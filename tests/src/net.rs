@@ -123,6 +123,15 @@ fn answer(mut stream: TcpStream, body: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
+/// A port of the host that nobody listens at just now.
+///
+/// # Panics
+/// When there is none.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
 /// `size` bytes that do not compress and are always the same.
 pub fn noise(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;

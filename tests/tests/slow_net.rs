@@ -3,12 +3,12 @@
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::time::Instant;
 
 use whole::debian::{BOOT, Debian};
 use whole::doppel::{Running, output_of};
-use whole::net::{inside_namespace, make_tap, noise, serve};
+use whole::net::{free_port, inside_namespace, make_tap, noise, serve};
 use whole::scratch::{Scratch, sha256, tool};
 
 const SIZE: usize = 50 << 20;
@@ -139,10 +139,4 @@ fn user_network_carries_fifty_megabytes_each_way() {
     assert_eq!(said(&output, "taken "), sum(&debian.scratch, &body));
     assert_eq!(given.len(), SIZE);
     assert_eq!(said(&output, "given "), sum(&debian.scratch, &given));
-}
-
-/// A port of the host that nobody listens at just now.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
 }

@@ -9,6 +9,7 @@ mod cosim;
 mod demo;
 mod fuzz;
 mod guest;
+mod soak;
 mod test;
 mod tidy;
 
@@ -38,6 +39,8 @@ enum Verb {
     Bench(bench::Bench),
     /// Runs hostile inputs against every door, with coverage guidance.
     Fuzz(fuzz::Fuzz),
+    /// Runs real work in guests at length.
+    Soak(soak::Soak),
     /// Builds guest images from Debian packages into the cache.
     Guest(guest::Guest),
     /// Checks the absences that this workspace keeps.
@@ -61,6 +64,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Cosim(cosim) => cosim.run(),
         Verb::Bench(bench) => bench.run(),
         Verb::Fuzz(fuzz) => fuzz.run(),
+        Verb::Soak(soak) => soak.run(),
         Verb::Guest(guest) => guest.run(),
         Verb::Tidy => tidy::run(),
     }

@@ -115,9 +115,16 @@ const CACHES: [(u32, u32, u32, u32); 4] =
     [(1, 1, 8, 64), (2, 1, 8, 64), (3, 2, 16, 1024), (3, 3, 16, 16384)];
 
 impl Model {
-    /// Family, model and stepping as in CPUID 1 EAX: family 6, model 143, stepping 8.
+    /// Family, model and stepping as in CPUID 1 EAX: a Westmere, a Haswell (server).
+    ///
+    /// Programs built for several processors (GCC's `__builtin_cpu_is` and `target_clones`) infer
+    /// instructions from these numbers and do not ask for each: the processor named must not have
+    /// more than the model. After a Haswell, most have AVX-512 in one variant or another.
     pub const fn signature(self) -> u32 {
-        0x0008_06f8
+        match self {
+            Model::V2 => 0x0002_06c2,
+            Model::V3 => 0x0003_06f2,
+        }
     }
 
     /// Whether the model has XSAVE and AVX.
@@ -256,6 +263,17 @@ impl Cpu<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// GCC's `__builtin_cpu_is` knows these two as "westmere" and "haswell" (cpuinfo.h).
+    #[test]
+    fn signatures_are_of_processors_that_have_no_more_than_the_models() {
+        let model = |of: Model| {
+            let eax = of.cpuid(1, 0, 0, 0, 1).eax;
+            (eax >> 8 & 15, (eax >> 12 & 0xf0) | (eax >> 4 & 15))
+        };
+        assert_eq!(model(Model::V2), (6, 0x2c));
+        assert_eq!(model(Model::V3), (6, 0x3f));
+    }
 
     #[test]
     fn v2_shows_no_avx() {

@@ -259,8 +259,8 @@ fn passt_ends_with_the_network_and_the_link_with_passt() {
     assert_eq!(events.recv_timeout(TIME_MAX), Err(RecvTimeoutError::Disconnected));
 }
 
-/// What is typed at the terminal (Ctrl-C) goes to doppel, which lets the guest power off; until then
-/// the guest keeps its network.
+/// What is typed at the terminal (Ctrl-C) goes to doppel, which lets the guest power off; until
+/// then the guest keeps its network.
 #[test]
 fn signals_of_the_terminal_do_not_reach_passt() {
     let (net, _events) = start(&[]);

@@ -48,7 +48,7 @@ const CHOICES: [Choice; 6] = [
     Choice { mnemonics: &[Mnemonic::Popa, Mnemonic::Popad, Mnemonic::Enter], accepts: both },
     // MOVSXD r16 of memory reads two bytes on Intel's, four on AMD's processors.
     Choice { mnemonics: &[Mnemonic::Movsxd], accepts: host_faults },
-    // Which operand is read first: Zen 3 begins with [RDI], Intel's processors and Zen 5 with [RSI].
+    // Which operand is read first: Zen 3 begins with [RDI], Intel's and Zen 5 with [RSI].
     Choice {
         mnemonics: &[Mnemonic::Cmpsb, Mnemonic::Cmpsw, Mnemonic::Cmpsd, Mnemonic::Cmpsq],
         accepts: both,

@@ -96,6 +96,36 @@ impl Apt {
         Ok(fs::remove_dir_all(&spool)?)
     }
 
+    /// Downloads `package` into the folder `into`; the file.
+    ///
+    /// # Errors
+    /// When there is no such package, or the download fails.
+    pub fn download(&self, package: &str, into: &Path) -> Result<PathBuf> {
+        run(self.command("apt-get").args(["download", package]).current_dir(into))?;
+        let begin = format!("{package}_");
+        let mut files = fs::read_dir(into)?.flatten().map(|entry| entry.path());
+        let is_it = |path: &PathBuf| path.file_name().is_some_and(|name| starts(name, &begin));
+        files.find(is_it).with_context(|| format!("apt-get left no {begin}*"))
+    }
+
+    /// Downloads the files of Debian 12's source package `package` into the folder `into`.
+    ///
+    /// # Errors
+    /// When there is no such package, or the download fails.
+    pub fn source(&self, package: &str, into: &Path) -> Result<Vec<PathBuf>> {
+        let stable = fs::read_to_string(self.stable_sources())?;
+        let path = self.dir.join("sources/source.sources");
+        fs::write(&path, of_release(&stable)?.replace("Types: deb", "Types: deb-src"))?;
+        let fetched = run(self.command("apt-get").arg("update")).and_then(|()| {
+            let arguments = ["source", "--download-only", package];
+            run(self.command("apt-get").args(arguments).current_dir(into))
+        });
+        // Its lists are large, and nothing else needs them.
+        fs::remove_file(&path)?;
+        fetched.with_context(|| format!("fetching the source of {package}"))?;
+        Ok(fs::read_dir(into)?.flatten().map(|entry| entry.path()).collect())
+    }
+
     /// Installs `package` on the host, as new as bookworm-backports has it.
     ///
     /// # Errors
@@ -220,15 +250,29 @@ fn suites(stanza: &str) -> impl Iterator<Item = &str> {
 
 /// The stanza of bookworm-backports that goes with the host's stanza of bookworm.
 fn backports(stable: &str) -> Result<String> {
+    with_suite(stable, "bookworm-backports")
+}
+
+/// The stanza of bookworm as it was released, without its updates.
+fn of_release(stable: &str) -> Result<String> {
+    with_suite(stable, "bookworm")
+}
+
+/// The host's stanza of bookworm for another suite of the same archive.
+fn with_suite(stable: &str, suite: &str) -> Result<String> {
     let of_main = |stanza: &&str| suites(stanza).any(|suite| suite == "bookworm");
     let Some(stanza) = stable.split("\n\n").find(of_main) else {
         bail!("the host's apt sources have no suite bookworm");
     };
-    let replace = |line: &str| {
-        let line = if line.starts_with("Suites:") { "Suites: bookworm-backports" } else { line };
-        format!("{line}\n")
+    let replace = |line: &str| match line.starts_with("Suites:") {
+        true => format!("Suites: {suite}\n"),
+        false => format!("{line}\n"),
     };
     Ok(stanza.lines().map(replace).collect())
+}
+
+fn starts(name: &std::ffi::OsStr, with: &str) -> bool {
+    name.to_string_lossy().starts_with(with)
 }
 
 #[cfg(test)]

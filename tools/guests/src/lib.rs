@@ -11,6 +11,7 @@
 //! | `mini-full-*.cpio` | `mini` with python3, sqlite3, openssl and e2fsprogs |
 //! | `debian.raw`, `debian.qcow2` | Debian with systemd on an ext4 disk, for both kernels |
 //! | `debian-*.cpio` | the initramfs that mounts that disk |
+//! | `soak/` | what the long tests bring into the Debian guest |
 //!
 //! What the images understand on the kernel command line is described in the README beside this
 //! crate.
@@ -26,6 +27,7 @@ mod mini;
 mod modules;
 mod packages;
 mod programs;
+mod soak;
 mod stamp;
 
 pub use apt::{Apt, Suite};
@@ -36,3 +38,4 @@ pub use kernel::{Kernel, KernelFiles, kernel};
 pub use mini::{Mini, full_tree, mini, mini_full, native_tree};
 pub use packages::{is_root, require};
 pub use programs::programs;
+pub use soak::{SoakFiles, soak_files};

@@ -6,12 +6,12 @@
 //! | unit tests | all packages but `whole`, with nextest where it is installed |
 //! | guests | images that the rest needs, from the cache or built |
 //! | cosim | random instructions against the host CPU; the corpus is among the unit tests |
-//! | machines | package `whole` in release, with guests and the real `doppel` |
+//! | machines | package `whole` in release, with guests and the real `doppel`; `soak_*` in short |
 //!
 //! Files `tests/tests/slow_*.rs` and tests that need QEMU run with `--slow` alone. Every step runs
 //! even if an earlier one failed; the last line sums up.
 
-mod tally;
+pub mod tally;
 
 use std::fs;
 use std::process::Command;
@@ -26,7 +26,7 @@ use crate::tidy;
 use tally::Tally;
 
 /// What the tests call on the host.
-const PACKAGES: &[&str] = &[
+pub const PACKAGES: &[&str] = &[
     "gcc",
     "libc6-dev",
     "binutils",
@@ -36,6 +36,7 @@ const PACKAGES: &[&str] = &[
     "util-linux",
     "passt",
     "openssl",
+    "curl",
 ];
 /// What the slow tests call besides.
 const SLOW_PACKAGES: &[&str] = &["gcc-multilib", "qemu-system-x86"];
@@ -139,7 +140,10 @@ fn tap_refusal() -> Option<String> {
 }
 
 /// The files of whole-machine tests, by name.
-fn subjects() -> Result<Vec<String>> {
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn subjects() -> Result<Vec<String>> {
     let folder = workspace_root().join("tests/tests");
     let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
     let names = entries.filter_map(|entry| {
@@ -161,5 +165,6 @@ fn build_guests(is_slow: bool) -> Result<()> {
     if is_slow {
         guests::mini_full(&cache, Kernel::Backports, false)?;
     }
-    guests::debian(&cache, false).map(drop)
+    guests::debian(&cache, false)?;
+    guests::soak_files(&cache, false).map(drop)
 }

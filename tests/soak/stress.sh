@@ -1,0 +1,26 @@
+# stress-ng's classes of work for $EACH seconds each, with its own verification.
+# Each line: a name, and what runs in it one after the other.
+ran=0
+while read -r name stressors; do
+    for stressor in $stressors; do
+        log=/var/tmp/stress.log
+        stress-ng --$stressor 1 --verify --timeout "${EACH}s" --metrics --vm-bytes 64M --temp-path /var/tmp \
+            --bigheap-growth 1M --malloc-bytes 64M >$log 2>&1
+        status=$?
+        if [ $status -ne 0 ] || grep -E 'fail|error|unverified' $log >&2; then
+            echo "STRESS $name $stressor failed with $status"
+            cat $log
+            exit 1
+        fi
+        ran=$((ran + 1))
+    done
+    echo "STRESS $name ok"
+done <<END
+cpu cpu matrix fp vecmath
+vm vm
+memory memcpy malloc stream memthrash
+context-switch switch context
+fork fork vfork clone
+signal signal sigsegv sigfpe sigq sigpipe sigtrap
+END
+echo "STRESS $ran stressors passed"
