@@ -20,7 +20,7 @@ use crate::trampoline::Trampolines;
 /// Bytes before the entry that takes the flags in AX.
 pub(crate) const SAVED_ENTRY: u32 = 4;
 /// More host code than any block makes.
-pub(crate) const BLOCK_BYTES_MAX: usize = 1 << 18;
+pub(crate) const BLOCK_BYTES_MAX: usize = 1 << 16;
 
 /// The instruction cannot be translated after all; it is for the fall-back engine.
 #[derive(Debug)]
@@ -388,7 +388,7 @@ impl<'a> Emitter<'a> {
         let flags = self.flags;
         self.stubs.push(match u16::try_from(target) {
             Ok(offset) if offset < 4096 => {
-                let why = Why::Link { patch: self.origin + jump as u32, flags };
+                let why = Why::Link { patch: self.origin + jump as u32, stub: 0, flags };
                 let site = Site { why, offset, unretired: false, in_string: false };
                 Stub::Leave { jump, site, flags }
             }
@@ -423,7 +423,7 @@ impl<'a> Emitter<'a> {
         match stub {
             Stub::Leave { jump, mut site, flags } => {
                 self.code.bind(jump, here);
-                if let Why::Far { stub, .. } = &mut site.why {
+                if let Why::Far { stub, .. } | Why::Link { stub, .. } = &mut site.why {
                     *stub = self.origin + here as u32;
                 }
                 self.flags = flags;

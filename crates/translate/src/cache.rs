@@ -1,10 +1,11 @@
 //! The code cache: where translations are, which code they were made of, and when they go.
 //!
-//! Code memory is filled from the front; when it is full, all translations are dropped. When
-//! code of a page is overwritten (`Ram::code_generation`), the translations of that page are
-//! forgotten: links lead within a page, so nothing else leads to them but the tables of indirect
-//! branches and the far branches that the page knows, which are cleaned. With them go those of
-//! pages whose last instruction reaches into it.
+//! Code memory is filled region by region; when all are full, the translations of one region are
+//! dropped ([`crate::region`]). When code of a page is overwritten (`Ram::code_generation`), the
+//! translations of that page are dropped, and those of pages whose last instruction reaches into
+//! it. What leads to a translation is known: links within its page and far links to it by the
+//! page, and its slot in a table of indirect branches by its address. It is undone before the
+//! memory is used again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,32 +16,59 @@ use memory::{Ram, RamOffset};
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::block::{self, BLOCK_BYTES_MAX, NextPage, Place, SAVED_ENTRY, Source, Workshop};
+use crate::block::{self, BLOCK_BYTES_MAX, Block, NextPage, Place, SAVED_ENTRY, Source, Workshop};
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::options::Options;
 use crate::recover::{self, Watch};
-use crate::site::{FAR_DIFFERS, FAR_TARGET, FaultSite, SITE_LOOKUP, Site, SiteId};
+use crate::region::{Made, REGIONS, Regions};
+use crate::site::{FAR_DIFFERS, FAR_TARGET, FaultSite, Site, SiteId};
 use crate::statistics::Statistics;
 use crate::trampoline::{self, Trampolines};
 use crate::x87;
 
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 16;
+/// Least size of a region, and what it is a multiple of.
+const REGION_BYTES_MIN: usize = BLOCK_BYTES_MAX;
 const FREE: BranchSlot = BranchSlot { key: 0, target: 0 };
 
 /// Times a page's last instruction is translated again because another page follows.
 const NEXT_PAGES_MAX: u32 = 64;
 
+/// What a translation is found by within its page.
+pub(crate) type BlockKey = (u16, Mode);
+
+/// A translation.
+#[derive(Clone, Copy)]
+struct Translation {
+    /// Offset in code memory of the entry with flags in AX.
+    entry: u32,
+    /// Bytes of code memory.
+    size: u32,
+}
+
+/// A jump within a page that leads to a translation.
+struct Link {
+    patch: u32,
+    stub: u32,
+    entry: u32,
+}
+
+/// A branch of another page that leads to a translation.
+struct FarLink {
+    branch: FarBranch,
+    entry: u32,
+}
+
 /// Translations of one RAM page.
 #[derive(Default)]
 struct Page {
     generation: u32,
-    /// Offset in code memory of the entry with flags in AX, by offset in the page and mode.
-    blocks: BTreeMap<(u16, Mode), u32>,
-    /// Branches of other pages that are linked to these translations.
-    incoming: Vec<FarBranch>,
+    blocks: BTreeMap<BlockKey, Translation>,
+    links: Vec<Link>,
+    far_links: Vec<FarLink>,
     /// Pages with an instruction that reaches into this one.
     reaching: BTreeSet<usize>,
     /// Times an instruction that reaches into the next page was translated for another one.
@@ -50,6 +78,11 @@ struct Page {
 impl Page {
     fn new(generation: u32) -> Page {
         Page { generation, ..Page::default() }
+    }
+
+    fn is_empty(&self) -> bool {
+        let unlinked = self.links.is_empty() && self.far_links.is_empty();
+        self.blocks.is_empty() && self.reaching.is_empty() && unlinked
     }
 }
 
@@ -61,6 +94,20 @@ pub(crate) struct Wanted {
     /// Linear address.
     pub(crate) gva: u64,
     pub(crate) mode: Mode,
+}
+
+impl Wanted {
+    fn key(self) -> BlockKey {
+        ((self.at.0 & PAGE_MASK) as u16, self.mode)
+    }
+}
+
+/// A jump within a page, as in [`crate::site::Why::Link`].
+#[derive(Clone, Copy)]
+pub(crate) struct Jump {
+    pub(crate) patch: u32,
+    pub(crate) stub: u32,
+    pub(crate) flags: Flags,
 }
 
 /// A direct branch to another page, as in [`crate::site::Why::Far`].
@@ -77,33 +124,31 @@ pub(crate) struct Cache {
     code: CodeMemory,
     /// Written by the trampolines.
     _x87_area: Box<x87::Area>,
-    first: usize,
-    used: usize,
+    regions: Regions,
     workshop: Workshop,
-    sites: Vec<Site>,
-    faults: Vec<FaultSite>,
     pages: BTreeMap<usize, Page>,
     tables: Vec<Option<Box<[BranchSlot]>>>,
     /// `Ram::code_writes` when the translations were last known right, and the RAM they are of.
     code_writes: u64,
     ram_base: u64,
-    /// Counts flushes, so that who holds an offset knows it is stale.
+    /// Counts what drops translations for room, so that who holds an offset knows it is stale.
     pub(crate) epoch: u64,
 }
 
 impl Cache {
     pub(crate) fn new(options: Options) -> Result<Cache, TranslateError> {
-        let mut code = CodeMemory::new(options.cache_size.max(4 * BLOCK_BYTES_MAX))?;
         let x87_area = x87::Area::new();
         let (bytes, trampolines) = trampoline::generate(&x87_area);
+        let first = bytes.len().next_multiple_of(REGION_BYTES_MIN);
+        let size = (options.cache_size / REGIONS).next_multiple_of(REGION_BYTES_MIN);
+        let size = size.max(REGION_BYTES_MIN);
+        let mut code = CodeMemory::new(first + REGIONS * size)?;
         code.write(0, &bytes);
-        let first = bytes.len().next_multiple_of(64);
         Ok(Cache {
             _watch: recover::watch(&code, trampolines.fault)?,
             code,
             _x87_area: x87_area,
-            first,
-            used: first,
+            regions: Regions::new(first, size),
             workshop: Workshop {
                 encoder: Encoder::new(64),
                 factory: InstructionInfoFactory::new(),
@@ -111,8 +156,6 @@ impl Cache {
                 options,
                 tables: [0; 4],
             },
-            sites: Vec::new(),
-            faults: Vec::new(),
             pages: BTreeMap::new(),
             tables: vec![None; Mode::COUNT],
             code_writes: 0,
@@ -134,12 +177,50 @@ impl Cache {
     pub(crate) fn flush(&mut self, statistics: &mut Statistics) {
         statistics.flushes += 1;
         self.epoch += 1;
-        self.used = self.first;
-        self.sites.clear();
-        self.faults.clear();
+        self.regions.clear();
         self.pages.clear();
         for table in self.tables.iter_mut().flatten() {
             table.fill(FREE);
+        }
+    }
+
+    /// Makes room for a block: drops the translations of one region.
+    #[cold]
+    fn turn(&mut self, statistics: &mut Statistics) {
+        let full = self.regions.current();
+        self.code.forget_writable(full.start, full.end - full.start);
+        let old = self.regions.turn();
+        if old.made.is_empty() {
+            return;
+        }
+        statistics.evictions += 1;
+        self.epoch += 1;
+        let inside = |offset: u32| (old.start..old.end).contains(&(offset as usize));
+        for page in &old.linked {
+            if let Some(page) = self.pages.get_mut(page) {
+                page.far_links.retain(|link| !inside(link.branch.constant));
+            }
+        }
+        for made in &old.made {
+            self.forget_branches_to(made.page, made.key, made.entry);
+            let Some(page) = self.pages.get_mut(&made.page) else { continue };
+            if page.blocks.get(&made.key).is_some_and(|block| block.entry == made.entry) {
+                page.blocks.remove(&made.key);
+            }
+        }
+        let touched: BTreeSet<usize> = old.made.iter().map(|made| made.page).collect();
+        for number in touched {
+            let Some(mut page) = self.pages.remove(&number) else { continue };
+            page.links.retain(|link| !inside(link.patch));
+            for link in page.links.extract_if(.., |link| inside(link.entry)) {
+                self.lead(link.patch, link.stub);
+            }
+            for link in page.far_links.extract_if(.., |link| inside(link.entry)) {
+                self.unlink_far(link.branch);
+            }
+            if !page.is_empty() {
+                self.pages.insert(number, page);
+            }
         }
     }
 
@@ -171,12 +252,12 @@ impl Cache {
         while let Some(page) = stale.pop() {
             let Some(translated) = self.pages.remove(&page) else { continue };
             statistics.invalidated_pages += 1;
-            for &(offset, mode) in translated.blocks.keys() {
-                let at = ((page as u64) << PAGE_SHIFT) + u64::from(offset);
-                self.forget_branches_to(self.ram_base + at, mode);
+            for (&key, block) in &translated.blocks {
+                self.forget_branches_to(page, key, block.entry);
+                self.regions.of(block.entry).live -= block.size as usize;
             }
-            for branch in translated.incoming {
-                self.unlink_far(branch);
+            for link in translated.far_links {
+                self.unlink_far(link.branch);
             }
             stale.extend(translated.reaching);
         }
@@ -186,23 +267,29 @@ impl Cache {
     /// now. Forgets it, so that it is translated again; false if that happened too often.
     pub(crate) fn forget(&mut self, wanted: Wanted, entry: u32) -> bool {
         let Some(page) = self.pages.get_mut(&wanted.at.page()) else { return true };
-        let key = ((wanted.at.0 & PAGE_MASK) as u16, wanted.mode);
-        if page.blocks.get(&key) != Some(&entry) {
+        let key = wanted.key();
+        let Some(block) = page.blocks.get(&key).copied().filter(|block| block.entry == entry)
+        else {
             return true;
-        }
+        };
         page.next_pages += 1;
         if page.next_pages > NEXT_PAGES_MAX {
             return false;
         }
         page.blocks.remove(&key);
-        self.forget_branches_to(self.ram_base + wanted.at.0, wanted.mode);
+        self.forget_branches_to(wanted.at.page(), key, entry);
+        self.regions.of(entry).live -= block.size as usize;
         true
     }
 
-    fn forget_branches_to(&mut self, key: u64, mode: Mode) {
+    /// The table of indirect branches no longer leads to the translation.
+    fn forget_branches_to(&mut self, page: usize, key: BlockKey, entry: u32) {
+        let (offset, mode) = key;
+        let at = self.ram_base + ((page as u64) << PAGE_SHIFT) + u64::from(offset);
+        let target = self.code.base() + u64::from(entry);
         if let Some(table) = &mut self.tables[mode.index()] {
-            let slot = &mut table[branch_slot(key)];
-            if slot.key == key {
+            let slot = &mut table[branch_slot(at)];
+            if slot.key == at && slot.target == target {
                 *slot = FREE;
             }
         }
@@ -232,10 +319,9 @@ impl Cache {
                 return Some((slot.target - self.code.base()) as u32);
             }
         }
-        let offset = (at.0 & PAGE_MASK) as u16;
-        let known = self.pages.get(&at.page()).and_then(|page| page.blocks.get(&(offset, mode)));
-        let entry = match known {
-            Some(&entry) => entry,
+        let page = self.pages.get(&at.page());
+        let entry = match page.and_then(|page| page.blocks.get(&wanted.key())) {
+            Some(block) => block.entry,
             None => self.translate(cpu, wanted, statistics)?,
         };
         let target = self.code.base() + u64::from(entry);
@@ -254,10 +340,6 @@ impl Cache {
         statistics: &mut Statistics,
     ) -> Option<u32> {
         let Wanted { at, mode, .. } = wanted;
-        let full = self.used + BLOCK_BYTES_MAX > self.code.size();
-        if full || self.sites.len() + BLOCK_BYTES_MAX > SITE_LOOKUP as usize {
-            self.flush(statistics);
-        }
         let start = (at.0 & PAGE_MASK) as u16;
         let mut page = [0; 4096];
         cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut page);
@@ -274,8 +356,11 @@ impl Cache {
                 self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
             }
         }
-        let place = Place { origin: self.used as u32, first_site: self.sites.len() as SiteId };
-        let block = block::translate(&mut self.workshop, mode, &source, place);
+        let mut block = self.make(mode, &source);
+        if self.regions.current().used + block.code.len() > self.regions.current().end {
+            self.turn(statistics);
+            block = self.make(mode, &source);
+        }
         let in_page = block.guest_len.min(PAGE_SIZE - u64::from(start));
         mark_code(cpu, at, in_page);
         if let Some(next) = next_at {
@@ -284,19 +369,40 @@ impl Cache {
             let page = self.pages.entry(next.page()).or_insert_with(|| Page::new(generation));
             page.reaching.insert(at.page());
         }
-        self.code.write(self.used, &block.code);
-        self.used = (self.used + block.code.len()).next_multiple_of(ALIGNMENT);
-        self.sites.extend(block.sites);
-        self.faults.extend(block.faults);
-        statistics.blocks += 1;
-        statistics.translated += block.insns as u64;
-        statistics.code_bytes += block.code.len() as u64;
         let generation = cpu.ram.code_generation(at.page());
         let page = self.pages.entry(at.page()).or_insert_with(|| Page::new(generation));
         assert!(page.generation == generation, "stale translations were dropped before");
-        let entry = place.origin + SAVED_ENTRY;
-        page.blocks.insert((start, mode), entry);
-        Some(entry)
+        statistics.blocks += 1;
+        statistics.translated += block.insns as u64;
+        statistics.code_bytes += block.code.len() as u64;
+        let translation = self.keep(block, at.page(), wanted.key());
+        self.pages
+            .get_mut(&at.page())
+            .expect("just above")
+            .blocks
+            .insert(wanted.key(), translation);
+        Some(translation.entry)
+    }
+
+    fn make(&mut self, mode: Mode, source: &Source<'_>) -> Block {
+        let origin = self.regions.current().used as u32;
+        let place = Place { origin, first_site: self.regions.next_site() };
+        block::translate(&mut self.workshop, mode, source, place)
+    }
+
+    /// Puts a block, made for it, where the current region is filled.
+    fn keep(&mut self, block: Block, page: usize, key: BlockKey) -> Translation {
+        let region = self.regions.current();
+        let at = region.used;
+        assert!(at + block.code.len() <= region.end, "a region has room for every block");
+        region.used = (at + block.code.len()).next_multiple_of(ALIGNMENT);
+        let size = region.used - at;
+        region.live += size;
+        let entry = at as u32 + SAVED_ENTRY;
+        region.made.push(Made { page, key, entry });
+        self.code.write(at, &block.code);
+        self.regions.add(block.sites, block.faults);
+        Translation { entry, size: size as u32 }
     }
 
     /// Where the page behind that of `wanted` is, unless fetching there raises something or it is
@@ -314,14 +420,18 @@ impl Cache {
 
     /// What is known about a site.
     pub(crate) fn site(&self, id: SiteId) -> Site {
-        self.sites[id as usize]
+        self.regions.site(id)
     }
 
     /// The instruction whose host code is at `rip`.
     pub(crate) fn fault_site(&self, rip: u64) -> Option<FaultSite> {
-        let offset = rip.wrapping_sub(self.code.base()) as u32;
-        let index = self.faults.partition_point(|site| site.end <= offset);
-        self.faults.get(index).copied().filter(|site| site.start <= offset)
+        self.regions.fault_site(rip.wrapping_sub(self.code.base()) as u32)
+    }
+
+    /// Bytes of code memory that translations in use take, and of what is known about them.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let tables = self.tables.iter().flatten().map(|table| size_of_val(&**table));
+        (self.regions.live(), self.regions.table_bytes() + tables.sum::<usize>())
     }
 
     fn lead(&mut self, displacement_at: u32, target: u32) {
@@ -332,9 +442,10 @@ impl Cache {
     /// Leads a branch to another page straight to the translation with entry `entry` whenever its
     /// target is the code at host address `key`; otherwise the table of indirect branches is asked.
     pub(crate) fn link_far(&mut self, branch: FarBranch, key: u64, entry: u32) {
-        let page = (key.wrapping_sub(self.ram_base) >> types::PAGE_SHIFT) as usize;
-        let Some(page) = self.pages.get_mut(&page) else { return };
-        page.incoming.push(branch);
+        let number = (key.wrapping_sub(self.ram_base) >> PAGE_SHIFT) as usize;
+        let Some(page) = self.pages.get_mut(&number) else { return };
+        page.far_links.push(FarLink { branch, entry });
+        self.regions.of(branch.constant).linked.insert(number);
         self.lead(branch.constant + FAR_TARGET, entry);
         self.lead(branch.constant + FAR_DIFFERS, self.workshop.trampolines.branch);
         self.code.write(branch.constant as usize, &key.to_le_bytes());
@@ -346,10 +457,13 @@ impl Cache {
         self.lead(branch.constant + FAR_DIFFERS, branch.stub);
     }
 
-    /// Leads the jump whose displacement is at `patch` to the translation with entry `entry`.
-    pub(crate) fn link(&mut self, patch: u32, flags: Flags, entry: u32) {
-        let entry = if flags == Flags::Host { entry - SAVED_ENTRY } else { entry };
-        self.lead(patch, entry);
+    /// Leads the jump whose displacement is at `jump.patch`, in RAM page `page`, to the translation
+    /// of the same page with entry `entry`.
+    pub(crate) fn link(&mut self, jump: Jump, page: usize, entry: u32) {
+        let Jump { patch, stub, flags } = jump;
+        let Some(page) = self.pages.get_mut(&page) else { return };
+        page.links.push(Link { patch, stub, entry });
+        self.lead(patch, if flags == Flags::Host { entry - SAVED_ENTRY } else { entry });
     }
 }
 

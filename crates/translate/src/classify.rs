@@ -9,7 +9,7 @@ use iced_x86::{
 use crate::string;
 
 /// Everything about the vCPU that a translation depends on; constant while translated code runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mode {
     /// Which side of the TLB accesses look in.
     pub(crate) side: u8,

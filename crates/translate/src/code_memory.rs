@@ -62,6 +62,15 @@ impl CodeMemory {
         self.size
     }
 
+    /// Gives back what the writable view of a range costs, until it is written again. The range
+    /// is of whole host pages.
+    pub(crate) fn forget_writable(&mut self, offset: usize, size: usize) {
+        assert!(offset <= self.size && size <= self.size - offset);
+        // SAFETY: the range is inside the writable view, asserted above. It is a shared mapping of
+        // a file: what was written stays there, and only page-table entries go.
+        unsafe { libc::madvise(self.writable.add(offset).cast(), size, libc::MADV_DONTNEED) };
+    }
+
     /// Puts `code` at `offset`.
     pub(crate) fn write(&mut self, offset: usize, code: &[u8]) {
         assert!(offset <= self.size && code.len() <= self.size - offset);

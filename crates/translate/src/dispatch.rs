@@ -7,12 +7,12 @@ use cpu::{
     Access, Activity, Cpu, Engine, Exit, Place, Registers, Seg, Shadow, StatusFlags, Vcpu, flag,
     gpr,
 };
-use iced_x86::Mnemonic;
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::cache::{Cache, FarBranch, Wanted, fetch_place};
+use crate::cache::{Cache, FarBranch, Jump, Wanted, fetch_place};
 use crate::classify::Mode;
+use crate::fallback::{Fallbacks, Reason};
 use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
 use crate::options::Options;
@@ -29,31 +29,7 @@ const ENTRIES_MAX: u32 = 1 << 18;
 const FOREIGN_BRANCHES: u64 = 64;
 /// TLB fills for one instruction before the fall-back engine executes it.
 const FILLS_IN_A_ROW_MAX: u32 = 4;
-const MNEMONICS: usize = 4096;
 const HOST_MXCSR: u64 = 0x1f80;
-
-/// Reasons for a fall-back step other than the instruction itself.
-#[derive(Clone, Copy)]
-#[repr(usize)]
-enum Reason {
-    Fetch,
-    Inhibited,
-    Miss,
-    Target,
-    Fault,
-    NextPage,
-    String,
-}
-
-const REASONS: [&str; 7] = [
-    "(fetch)",
-    "(between instructions)",
-    "(access)",
-    "(branch target)",
-    "(exception)",
-    "(next page)",
-    "(access of a string instruction)",
-];
 
 /// The words beside the TLB.
 #[derive(Clone, Copy)]
@@ -84,9 +60,7 @@ pub struct Translator {
     fallback: Box<dyn Engine>,
     options: Options,
     statistics: Statistics,
-    steps: Box<[u64]>,
-    helped: Box<[u64]>,
-    reasons: [u64; REASONS.len()],
+    fallbacks: Fallbacks,
     dispatches: u64,
     instructions: u64,
     /// Executing one instruction.
@@ -129,9 +103,7 @@ impl Translator {
             fallback,
             options,
             statistics: Statistics::default(),
-            steps: vec![0; MNEMONICS].into_boxed_slice(),
-            helped: vec![0; MNEMONICS].into_boxed_slice(),
-            reasons: [0; REASONS.len()],
+            fallbacks: Fallbacks::new(),
             dispatches: 0,
             instructions: 0,
             stepping: false,
@@ -141,26 +113,8 @@ impl Translator {
         })
     }
 
-    /// Instructions that the fall-back engine executed, by reason, most frequent first; and those
-    /// that the dispatcher executed.
-    fn fallbacks(&self) -> Vec<(String, u64)> {
-        let named = |counts: &[u64]| -> Vec<(String, u64)> {
-            let name = |mnemonic| format!("{mnemonic:?}").to_lowercase();
-            Mnemonic::values().map(|m| (name(m), counts[m as usize])).collect()
-        };
-        let reasons = REASONS.into_iter().map(str::to_owned).zip(self.reasons);
-        let mut listed = Vec::new();
-        let steps = named(&self.steps).into_iter().chain(reasons).collect();
-        for (what, mut counts) in [("fall-back", steps), ("helper", named(&self.helped))] {
-            counts.retain(|(_, count)| *count != 0);
-            counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), name.clone()));
-            listed.extend(counts.into_iter().map(|(name, n)| (format!("{what} {name}"), n)));
-        }
-        listed
-    }
-
     fn step_for(&mut self, cpu: &mut Cpu<'_>, reason: Reason) {
-        self.reasons[reason as usize] += 1;
+        self.fallbacks.note(reason);
         self.fall_back(cpu);
     }
 
@@ -179,17 +133,21 @@ impl Translator {
         let Step { mnemonic, len, then } = step;
         let before = leaving.cpu.vcpu.point();
         let outcome = helper::help(leaving.cpu, mnemonic, len);
-        let counters =
-            if outcome == Outcome::Declined { &mut self.steps } else { &mut self.helped };
-        counters[mnemonic as usize % MNEMONICS] += 1;
         match outcome {
-            Outcome::Next => {}
-            Outcome::Went => return self.go_to(leaving),
+            Outcome::Next => self.fallbacks.note_helped(mnemonic),
+            Outcome::Went => {
+                self.fallbacks.note_helped(mnemonic);
+                return self.go_to(leaving);
+            }
             Outcome::Declined if string::is_string(mnemonic) => {
+                self.fallbacks.note_step(mnemonic);
                 self.run_string(leaving.cpu);
                 return Next::Boundary;
             }
-            Outcome::Declined => self.fall_back(leaving.cpu),
+            Outcome::Declined => {
+                self.fallbacks.note_step(mnemonic);
+                self.fall_back(leaving.cpu);
+            }
         }
         if let Some(resume) = then
             && self.options.links
@@ -233,8 +191,10 @@ impl Translator {
     /// What lies between instructions, or code of a kind that is not translated.
     fn run_foreign(&mut self, cpu: &mut Cpu<'_>, until: u64) {
         if cpu.vcpu.needs_step() || self.stepping {
-            self.step_for(cpu, Reason::Inhibited);
+            self.step_for(cpu, Reason::Between);
         } else {
+            let legacy = cpu.vcpu.mode.bits != 64;
+            self.fallbacks.note(if legacy { Reason::Legacy } else { Reason::Watched });
             let until = until.min(cpu.vcpu.branches + FOREIGN_BRANCHES);
             self.fallback.run(cpu, until);
         }
@@ -374,25 +334,29 @@ impl Translator {
             Why::Miss { access: Access::Exec, .. } => self.step_for(leaving.cpu, Reason::Target),
             Why::Miss { .. } if tired => {}
             Why::Miss { .. } if site.in_string => {
-                self.reasons[Reason::String as usize] += 1;
+                self.fallbacks.note(Reason::StringAccess);
                 self.run_string(leaving.cpu);
             }
-            Why::Miss { .. } => self.step_for(leaving.cpu, Reason::Miss),
+            Why::Miss { .. } => self.step_for(leaving.cpu, Reason::Access),
             Why::NextPage { entry } => return self.next_page(leaving, rip, entry),
-            Why::Link { patch, flags } => return self.link(leaving, rip, patch, flags),
+            Why::Link { patch, stub, flags } => {
+                return self.link(leaving, rip, Jump { patch, stub, flags });
+            }
         }
         Next::Boundary
     }
 
     /// To the block at `rip` in the same page; the jump that led here leads there from now on.
-    fn link(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, patch: u32, flags: Flags) -> Next {
+    fn link(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, jump: Jump) -> Next {
         let epoch = self.cache.epoch;
         let next = self.go_on(leaving, rip);
         if let Next::Enter(entry) = next
             && self.cache.epoch == epoch
         {
-            self.cache.link(patch, flags, entry);
-            self.statistics.links += 1;
+            if let Some(at) = fetch_place(leaving.cpu, rip) {
+                self.cache.link(jump, at.page(), entry);
+                self.statistics.links += 1;
+            }
         }
         next
     }
@@ -423,7 +387,7 @@ impl Translator {
         }
         let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
         leaving.settle(rip, site.unretired);
-        self.step_for(leaving.cpu, Reason::Fault);
+        self.step_for(leaving.cpu, Reason::Exception);
     }
 }
 
@@ -588,7 +552,10 @@ impl Engine for Translator {
 
     fn counters(&self) -> Vec<(String, u64)> {
         let mut counters = self.statistics.counters();
-        counters.extend(self.fallbacks());
+        let (code, tables) = self.cache.bytes();
+        counters.push(("bytes of code memory in use".to_owned(), code as u64));
+        counters.push(("bytes of its tables".to_owned(), tables as u64));
+        counters.extend(self.fallbacks.counters());
         counters
     }
 

@@ -3,7 +3,7 @@
 /// How a [`crate::Translator`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Bytes of code memory; when they are used up, all translations are dropped.
+    /// Bytes of code memory, at least 1 MiB; when they are used up, a sixteenth is emptied.
     pub cache_size: usize,
     /// Longest block, guest instructions.
     pub block_insns_max: usize,

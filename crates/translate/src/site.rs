@@ -39,6 +39,8 @@ pub(crate) enum Why {
     Link {
         /// Offset in code memory of the jump's displacement.
         patch: u32,
+        /// Offset in code memory of the code that leaves by this site.
+        stub: u32,
         /// Where the flags are at the jump.
         flags: Flags,
     },

@@ -11,6 +11,8 @@ pub(crate) struct Statistics {
     pub(crate) code_bytes: u64,
     /// Times all translations were dropped.
     pub(crate) flushes: u64,
+    /// Regions whose translations were dropped for room.
+    pub(crate) evictions: u64,
     /// Pages whose translations were dropped because code was written.
     pub(crate) invalidated_pages: u64,
     /// Entries into translated code.
@@ -31,6 +33,7 @@ impl Statistics {
             ("instructions translated", self.translated),
             ("bytes of host code", self.code_bytes),
             ("flushes", self.flushes),
+            ("regions evicted", self.evictions),
             ("pages invalidated", self.invalidated_pages),
             ("entries", self.entries),
             ("TLB fills", self.fills),

@@ -1,0 +1,59 @@
+//! The cache when it is full.
+
+use cpu::{Cpu, Engine, Exit};
+use interp::Interp;
+
+use super::{Guest, NoBus, guest};
+use crate::{Options, Translator};
+
+#[test]
+fn more_code_than_the_cache_holds() {
+    // Three times through 75,000 blocks of two instructions.
+    let mut code = vec![0xb9, 3, 0, 0, 0, 0xe9, 4, 0, 0, 0]; // mov ecx, 3; jmp 2f
+    code.extend([0xff, 0xc9, 0x74, 0xfe]); // 1: dec ecx; jz: to be filled in
+    for _ in 0..75_000 {
+        code.extend([0xff, 0xc0, 0xeb, 0]); // 2: inc eax; jmp +0
+    }
+    let back = 10 - (code.len() as i32 + 5);
+    code.push(0xe9);
+    code.extend(back.to_le_bytes());
+    code.push(0xf4);
+    let end = code.len() as i32 - 1;
+    code.splice(12..14, [0x0f, 0x84]);
+    code.splice(14..14, (end + 4 - 18).to_le_bytes());
+    let shifted = 18 - 10i32; // the jump over it, and the one back past what was put in
+    code[6..10].copy_from_slice(&shifted.to_le_bytes());
+    let at = code.len() - 5;
+    let back = 10 - (at as i32 + 4);
+    code[at..at + 4].copy_from_slice(&back.to_le_bytes());
+    let run = |engine: Box<dyn Engine>| {
+        let mut engine = engine;
+        let Guest { mut vcpu, mut ram } = guest(&code);
+        let mut until = 0;
+        let mut states = Vec::new();
+        loop {
+            until += 30_000;
+            loop {
+                let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut NoBus };
+                cpu.sync_tlb();
+                match engine.run(&mut cpu, until) {
+                    Exit::Reached => break,
+                    Exit::Halted => return (states, engine.counters()),
+                    exit => assert_eq!(exit, Exit::Yielded),
+                }
+            }
+            states.push((vcpu.branches, vcpu.regs.gpr, ram.hash()));
+            vcpu.tlb.flush();
+        }
+    };
+    let interp = || Box::new(Interp::new().unwrap());
+    let expected = run(interp()).0;
+    assert!(expected.len() > 6);
+    let normal = Options::default();
+    for options in [normal, Options { cache_size: 0, ..normal }] {
+        let (states, counters) = run(Box::new(Translator::new(interp(), options).unwrap()));
+        assert_eq!(states, expected, "{options:?}");
+        let evictions = counters.iter().find(|(name, _)| name == "regions evicted").unwrap().1;
+        assert_eq!(evictions > 16, options.cache_size == 0, "{counters:?}");
+    }
+}
