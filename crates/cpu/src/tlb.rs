@@ -21,6 +21,8 @@ const SIDES: usize = 4;
 
 /// Words that an engine may use beside the entries; see [`layout::SCRATCH`].
 const SCRATCH_WORDS: usize = 128;
+/// Room between entries and words, in entries: the stack of generated code.
+const STACK_ENTRIES: usize = (64 << 10) / size_of::<Entry>();
 
 /// One cached walk: the linear address of the page for each kind of access that is allowed, or
 /// the entry's `never`.
@@ -44,8 +46,9 @@ const fn empty(index: usize) -> Entry {
     Entry { read: never, write: never, exec: never, page: 0 }
 }
 
-/// Entries of all sides, and behind them room for an engine's own words, in the form of entries.
-const BLOCK_ENTRIES: usize = SIDES * ENTRIES + SCRATCH_WORDS / 4;
+/// Entries of all sides, and behind them a stack and room for an engine's own words, in the form
+/// of entries.
+const BLOCK_ENTRIES: usize = SIDES * ENTRIES + STACK_ENTRIES + SCRATCH_WORDS / 4;
 
 const fn place(side: u8, index: usize) -> usize {
     side as usize % SIDES * ENTRIES + index % ENTRIES
@@ -69,8 +72,9 @@ pub mod layout {
     pub const EXEC: usize = offset_of!(Entry, exec);
     /// Offset in an entry of the RAM offset of the page, plus the bias.
     pub const PAGE: usize = offset_of!(Entry, page);
-    /// Offset of the engine's own words.
-    pub const SCRATCH: usize = SIDES * ENTRIES * ENTRY_SIZE;
+    /// Offset of the engine's own words; generated code's stack ends there, for it uses the stack
+    /// pointer to address them.
+    pub const SCRATCH: usize = (SIDES * ENTRIES + super::STACK_ENTRIES) * ENTRY_SIZE;
     /// How many of them there are.
     pub const SCRATCH_WORDS: usize = super::SCRATCH_WORDS;
 
@@ -97,6 +101,7 @@ pub struct Tlb {
     /// Side and index of each entry that is not empty, in the order they were filled.
     filled: Vec<(u8, u16)>,
     bias: u64,
+    changes: u64,
     /// `Ram::table_writes` when the entries were last known right.
     pub(crate) table_writes: u64,
 }
@@ -113,7 +118,7 @@ impl Tlb {
         let entries: Vec<Entry> = (0..BLOCK_ENTRIES).map(|at| empty(at % ENTRIES)).collect();
         let block = entries.into_boxed_slice().try_into();
         let block = block.unwrap_or_else(|_| unreachable!("length is BLOCK_ENTRIES"));
-        Tlb { block, filled: Vec::new(), bias: 0, table_writes: 0 }
+        Tlb { block, filled: Vec::new(), bias: 0, changes: 0, table_writes: 0 }
     }
 
     /// The entries and the engine's own words, for generated code; see [`layout`]. Good as long
@@ -186,8 +191,14 @@ impl Tlb {
         *entry = merged;
     }
 
+    /// Counts up when something that was allowed may not be any more.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Forgets everything.
     pub fn flush(&mut self) {
+        self.changes += 1;
         for (side, index) in self.filled.drain(..) {
             self.block[place(side, index as usize)] = empty(index as usize);
         }
@@ -195,6 +206,7 @@ impl Tlb {
 
     /// Forgets that stores to the RAM page at index `page` are allowed.
     pub fn revoke_write(&mut self, page: usize) {
+        self.changes += 1;
         let page = ((page as u64) << PAGE_SHIFT).wrapping_add(self.bias);
         for &(side, index) in &self.filled {
             let entry = &mut self.block[place(side, index as usize)];

@@ -12,7 +12,9 @@ use iced_x86::{Instruction, Register};
 
 use crate::assembler::{Op, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
+use crate::group::Address;
 use crate::layout::{self, Flags, HOME, Home, host};
+use crate::plan::Planned;
 use crate::site::Why;
 
 /// The guest number of a general register.
@@ -95,14 +97,50 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// Host address of the memory operand to RDI, after its lookup. Flags are in AX then.
-    pub(crate) fn operand(&mut self, instruction: &Instruction, access: Access) -> Emitted {
+    /// The memory operand's host address is RDI and what is returned, after its lookup, for which
+    /// flags are moved to AX, or by its group.
+    pub(crate) fn operand(
+        &mut self,
+        planned: &Planned,
+        access: Access,
+    ) -> Result<i32, Unsupported> {
+        if let Some(member) = planned.operand {
+            return Ok(self.member(member));
+        }
+        let instruction = &planned.instruction;
         let size = instruction.memory_size().size() as u16;
         self.save_flags();
         let resume = self.place();
         self.operand_offset(instruction, host::RDI)?;
         self.add_segment_base(instruction);
-        self.lookup(access, size, resume)
+        self.lookup(access, size, resume)?;
+        Ok(0)
+    }
+
+    /// A group's linear address to RDI; keeps flags.
+    pub(crate) fn group_address(&mut self, address: &Address) {
+        let home = |emitter: &mut Self, guest: u8, scratch: u8| match HOME[usize::from(guest)] {
+            Home::Host(host) => host,
+            Home::Word(word) => {
+                emitter.code.op_word(Op::Load, scratch, word);
+                scratch
+            }
+        };
+        let base = match address.base {
+            Some(base) => home(self, base, host::RDI),
+            None => {
+                self.code.op_word(Op::Load, host::RDI, layout::PAGE);
+                host::RDI
+            }
+        };
+        match address.index {
+            Some((index, scale)) => {
+                let index = home(self, index, host::RSI);
+                let displacement = address.displacement;
+                self.code.lea_scaled(host::RDI, Some(base), (index, scale), displacement);
+            }
+            None => self.code.lea(host::RDI, base, address.displacement),
+        }
     }
 
     /// From offset to linear address in RDI. Clobbers RFLAGS.
@@ -127,6 +165,13 @@ impl Emitter<'_> {
 
     /// The lookup without its last step: RDI is the offset in the page, RSI the entry's.
     pub(crate) fn check(&mut self, access: Access, size: u16, resume: u32) {
+        let jump = self.compare_tag(access, size);
+        self.leave_if(jump, Why::Miss { access, size, resume });
+    }
+
+    /// RDI from linear address to offset in the page, RSI the entry's; where the displacement of
+    /// the jump is for what is not all in a cached page.
+    pub(crate) fn compare_tag(&mut self, access: Access, size: u16) -> usize {
         assert!(self.flags == Flags::Saved);
         let shift = 12 - tlb::layout::ENTRY_SIZE.trailing_zeros() as u8;
         let mask = ((tlb::layout::ENTRIES_COUNT - 1) * tlb::layout::ENTRY_SIZE) as u32;
@@ -140,8 +185,7 @@ impl Emitter<'_> {
         self.code.op_entry(Op::Xor, host::RDI, self.entry(tag));
         self.code.put(&[0x48, 0x81, 0xff]); // cmp rdi, 4096 - size
         self.code.put(&(4096 - u32::from(size)).to_le_bytes());
-        let jump = self.code.jump_if(condition::ABOVE);
-        self.leave_if(jump, Why::Miss { access, size, resume });
+        self.code.jump_if(condition::ABOVE)
     }
 
     /// Offset in the page to host address.
@@ -151,6 +195,6 @@ impl Emitter<'_> {
 
     /// Displacement of a field of the entry whose offset is in RSI.
     pub(crate) fn entry(&self, field: usize) -> i32 {
-        (tlb::layout::side(self.mode.side) + field) as i32
+        layout::in_block(tlb::layout::side(self.mode.side) + field)
     }
 }

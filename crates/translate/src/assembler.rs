@@ -1,5 +1,7 @@
 //! The host instructions that translations are made of, besides the guest's own.
 
+use crate::layout::host;
+
 /// Arithmetic in ModRM form `op r, r/m`.
 #[derive(Clone, Copy)]
 pub(crate) enum Op {
@@ -9,6 +11,14 @@ pub(crate) enum Op {
     Cmp = 0x3b,
     Load = 0x8b,
     Store = 0x89,
+}
+
+/// Arithmetic in ModRM form `op r/m, imm8`.
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    Add = 0,
+    Sub = 5,
+    Cmp = 7,
 }
 
 /// Code of one block in the making.
@@ -56,15 +66,52 @@ impl Assembler {
         self.memory(register, base, displacement);
     }
 
-    /// `op register, gs:[displacement]`, 64 bits (or the store).
-    pub(crate) fn op_word(&mut self, op: Op, register: u8, displacement: i32) {
-        self.put(&[0x65, rex_w(register, 0), op as u8, ((register & 7) << 3) | 4, 0x25]);
-        self.put(&displacement.to_le_bytes());
+    /// `op register, word`, 64 bits (or the store).
+    pub(crate) fn op_word(&mut self, op: Op, register: u8, word: i32) {
+        self.op_memory(op, register, host::RSP, word);
     }
 
-    /// `op register, gs:[rsi + displacement]`, 64 bits.
+    /// `op qword word, value`.
+    pub(crate) fn word_immediate(&mut self, form: Form, word: i32, value: i8) {
+        self.put(&[0x48, 0x83]);
+        self.memory(form as u8, host::RSP, word);
+        self.put(&[value as u8]);
+    }
+
+    /// `cmp byte word, 0`.
+    pub(crate) fn is_zero(&mut self, word: i32) {
+        self.put(&[0x80]);
+        self.memory(7, host::RSP, word);
+        self.put(&[0]);
+    }
+
+    /// `mov byte word, 1`.
+    pub(crate) fn set_flag(&mut self, word: i32) {
+        self.plain_word(&[0xc6], 0, word);
+        self.put(&[1]);
+    }
+
+    /// What is called addresses the words as its caller does: the return address stays below the
+    /// stack pointer, in the red zone.
+    pub(crate) fn begin_called(&mut self) {
+        self.lea(host::RSP, host::RSP, 8);
+    }
+
+    /// Returns from it.
+    pub(crate) fn end_called(&mut self) {
+        self.lea(host::RSP, host::RSP, -8);
+        self.put(&[0xc3]);
+    }
+
+    /// An instruction without REX whose memory operand is `word`.
+    pub(crate) fn plain_word(&mut self, opcode: &[u8], form: u8, word: i32) {
+        self.put(opcode);
+        self.memory(form, host::RSP, word);
+    }
+
+    /// `op register, [rsp + rsi + displacement]`, 64 bits.
     pub(crate) fn op_entry(&mut self, op: Op, register: u8, displacement: i32) {
-        self.put(&[0x65, rex_w(register, 0), op as u8, 0x80 | ((register & 7) << 3) | 6]);
+        self.put(&[rex_w(register, 0), op as u8, 0x84 | ((register & 7) << 3), 0x34]);
         self.put(&displacement.to_le_bytes());
     }
 
@@ -153,5 +200,6 @@ pub(crate) mod condition {
     pub(crate) const BELOW: u8 = 2;
     pub(crate) const EQUAL: u8 = 4;
     pub(crate) const NOT_EQUAL: u8 = 5;
+    pub(crate) const BELOW_OR_EQUAL: u8 = 6;
     pub(crate) const ABOVE: u8 = 7;
 }

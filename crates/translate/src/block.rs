@@ -1,19 +1,19 @@
-//! One basic block: guest bytes to instructions, instructions to host code.
+//! One block: planned instructions to host code.
 //!
-//! A block lies in one page and ends at its first branch, before its first instruction that is
-//! for the fall-back engine, at the page's end, or at the limit. An instruction that reaches into
-//! the next page is a block of its own, which checks what the next page is. A block's first four
-//! bytes move the flags from RFLAGS to AX; the entry behind them takes them in AX.
+//! A block lies in one page and ends at a branch, before an instruction for the fall-back engine
+//! after which nothing is known, at the page's end, or at the limit. An instruction that reaches
+//! into the next page is a block of its own, which checks what the next page is. A block's first
+//! four bytes move the flags from RFLAGS to AX; the entry behind them takes them in AX.
 
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction,
-    InstructionInfoFactory, Mnemonic,
-};
+use cpu::Access;
+use iced_x86::{Encoder, InstructionInfoFactory, Mnemonic};
 
-use crate::assembler::{Assembler, condition};
-use crate::classify::{Class, Mode, Unit, classify};
-use crate::layout::{self, Flags};
+use crate::assembler::{Assembler, Form, Op, condition};
+use crate::classify::{Class, Mode, Unit};
+use crate::group::{Group, Member};
+use crate::layout::{self, Flags, host};
 use crate::options::Options;
+use crate::plan::{self, End, Plan, Planned, Source, Variant};
 use crate::site::{FaultSite, Site, SiteId, Why};
 use crate::trampoline::Trampolines;
 
@@ -29,52 +29,17 @@ pub(crate) struct Unsupported;
 /// What comes of emitting.
 pub(crate) type Emitted = Result<(), Unsupported>;
 
-/// How a block ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// With a branch, its last instruction.
-    Branch,
-    /// Before an instruction for the fall-back engine after which nothing is known.
-    Step { mnemonic: u16, len: u16 },
-    /// Before an instruction of the same page.
-    Limit,
-    /// At the page's end, or past it.
-    Page,
-}
-
-impl End {
-    fn step(instruction: &Instruction) -> End {
-        End::Step { mnemonic: instruction.mnemonic() as u16, len: instruction.len() as u16 }
-    }
-}
-
-/// Guest code to be translated.
-pub(crate) struct Source<'a> {
-    pub(crate) page: &'a [u8; 4096],
-    /// Offset of the block.
-    pub(crate) start: u16,
-    /// The page behind it, if the instruction at `start` reaches into it.
-    pub(crate) next: Option<NextPage>,
-}
-
-/// What an instruction on two pages needs to know of the second.
-#[derive(Clone, Copy)]
-pub(crate) struct NextPage {
-    /// Its address in the host.
-    pub(crate) host: u64,
-    /// Its first bytes.
-    pub(crate) bytes: [u8; INSTRUCTION_SIZE_MAX - 1],
-}
-
-/// Longest instruction in bytes (SDM vol. 2, 2.3.11).
-pub(crate) const INSTRUCTION_SIZE_MAX: usize = 15;
-
 /// Code that is not on the straight path, to be put behind the block.
 pub(crate) enum Stub {
     /// Leaves by a site, saving the flags first if they are in RFLAGS.
     Leave { jump: usize, site: Site, flags: Flags },
-    /// Branches to another page, `target` from this one's start.
+    /// Branches to another page, `target` from this one's start, by what `site` tells of.
     Far { jump: usize, target: i32, flags: Flags, site: Site, side: u8 },
+    /// Leaves a block before its end, by a branch to `target` in the page; `left` others do not
+    /// retire.
+    Aside { jump: usize, target: u16, left: u8 },
+    /// Goes over to the careful block at `offset`, giving back what this one took of the budget.
+    Careful { jump: usize, offset: u16, unretired: u8 },
     /// Loads the registers of a unit by a trampoline and comes back.
     Load { jump: usize, back: usize, trampoline: u32 },
 }
@@ -102,7 +67,11 @@ pub(crate) struct Emitter<'a> {
     pub(crate) faults: Vec<FaultSite>,
     stubs: Vec<Stub>,
     pub(crate) flags: Flags,
-    pub(crate) unretired: bool,
+    /// Branches that were taken off the budget and have not retired yet.
+    pub(crate) unretired: u8,
+    /// The group whose address RDI holds, and what it held before this instruction.
+    held: Option<usize>,
+    pub(crate) was_held: Option<usize>,
     /// The lookup being emitted is a string instruction's.
     pub(crate) in_string: bool,
     /// Offset in the page of the instruction being emitted, and of the next.
@@ -117,8 +86,8 @@ pub(crate) struct Block {
     pub(crate) faults: Vec<FaultSite>,
     /// Guest instructions in it.
     pub(crate) insns: usize,
-    /// Guest bytes it depends on; those past the page's end are in the next.
-    pub(crate) guest_len: u64,
+    /// Guest bytes it depends on, as [`Plan::extents`].
+    pub(crate) extents: Vec<(u16, u16)>,
 }
 
 /// Where a block is to be put.
@@ -132,89 +101,20 @@ pub(crate) struct Place {
 pub(crate) fn translate(
     workshop: &mut Workshop,
     mode: Mode,
+    variant: Variant,
     source: &Source<'_>,
     place: Place,
 ) -> Block {
-    let (mut insns, mut end, guest_end) = match &source.next {
-        None => discover(workshop.options, mode, source),
-        Some(next) => discover_on_two(mode, source, next),
-    };
+    let mut plan = plan::discover(workshop.options, mode, variant, source);
+    let options = workshop.options;
+    if variant == Variant::Fast && options.groups && !options.always_slow && source.next.is_none() {
+        plan.group(&mut workshop.factory);
+    }
     loop {
         let mut emitter = Emitter::new(workshop, mode, place);
-        match emitter.block(&insns, end, source) {
-            Ok(()) => {
-                let guest_len = (guest_end - u64::from(source.start)).max(1);
-                return emitter.finish(insns.len(), guest_len);
-            }
-            Err(index) if ends_block(&insns[index].0) => {
-                end = End::step(&insns[index].0);
-                insns.truncate(index);
-            }
-            Err(index) => insns[index].1 = Class::Step,
-        }
-    }
-}
-
-/// Whether the instruction at `start` reaches into the next page.
-pub(crate) fn is_on_two_pages(page: &[u8; 4096], start: u16) -> bool {
-    let window = &page[usize::from(start)..];
-    if window.len() >= INSTRUCTION_SIZE_MAX {
-        return false;
-    }
-    let mut decoder = Decoder::new(64, window, DecoderOptions::NONE);
-    decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
-}
-
-/// The instructions of the block, how it ends, and where the bytes it depends on end.
-type Discovered = (Vec<(Instruction, Class)>, End, u64);
-
-/// As [`discover`], for one instruction that reaches into the next page.
-fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage) -> Discovered {
-    let mut bytes = source.page[usize::from(source.start)..].to_vec();
-    bytes.extend(next.bytes);
-    let start = u64::from(source.start);
-    let instruction = Decoder::with_ip(64, &bytes, start, DecoderOptions::NONE).decode();
-    let class = classify(&instruction, mode);
-    let end = start + instruction.len().max(1) as u64;
-    match class {
-        Class::Step if ends_block(&instruction) => (Vec::new(), End::step(&instruction), end),
-        Class::Branch => (vec![(instruction, class)], End::Branch, end),
-        _ => (vec![(instruction, class)], End::Page, end),
-    }
-}
-
-/// Whether an instruction for the fall-back engine does not lead to the next one.
-fn ends_block(instruction: &Instruction) -> bool {
-    instruction.flow_control() != FlowControl::Next
-        || instruction.is_invalid()
-        || instruction.mnemonic() == Mnemonic::Hlt
-}
-
-fn discover(options: Options, mode: Mode, source: &Source<'_>) -> Discovered {
-    let start = source.start;
-    let window = &source.page[usize::from(start)..];
-    let mut decoder = Decoder::with_ip(64, window, u64::from(start), DecoderOptions::NONE);
-    let mut insns = Vec::new();
-    loop {
-        if decoder.ip() == 4096 {
-            return (insns, End::Page, 4096);
-        }
-        if insns.len() >= options.block_insns_max {
-            return (insns, End::Limit, decoder.ip());
-        }
-        let at = decoder.ip();
-        let instruction = decoder.decode();
-        if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-            assert!(!insns.is_empty(), "a block of its own");
-            return (insns, End::Limit, at);
-        }
-        let class = classify(&instruction, mode);
-        if class == Class::Step && ends_block(&instruction) {
-            return (insns, End::step(&instruction), decoder.ip());
-        }
-        insns.push((instruction, class));
-        if class == Class::Branch {
-            return (insns, End::Branch, decoder.ip());
+        match emitter.block(&plan, source) {
+            Ok(()) => return emitter.finish(plan),
+            Err(index) => plan.step(index, &mut workshop.factory),
         }
     }
 }
@@ -231,97 +131,165 @@ impl<'a> Emitter<'a> {
             faults: Vec::new(),
             stubs: Vec::new(),
             flags: Flags::Saved,
-            unretired: false,
+            unretired: 0,
+            held: None,
+            was_held: None,
             in_string: false,
             offset: 0,
             next: 0,
         }
     }
 
-    fn block(
-        &mut self,
-        insns: &[(Instruction, Class)],
-        end: End,
-        source: &Source<'_>,
-    ) -> Result<(), usize> {
-        self.unretired = end == End::Branch;
+    fn block(&mut self, plan: &Plan, source: &Source<'_>) -> Result<(), usize> {
+        self.unretired = plan.branches();
         self.offset = source.start;
         self.next = source.start;
-        self.prologue(insns);
+        self.prologue(plan);
         if let Some(next) = &source.next
-            && !insns.is_empty()
+            && !plan.insns.is_empty()
         {
             self.check_next_page(next.host);
         }
-        for (index, (instruction, class)) in insns.iter().enumerate() {
-            self.offset = self.next;
-            self.next = self.offset + instruction.len() as u16;
-            self.instruction(instruction, *class).map_err(|Unsupported| index)?;
+        for (index, planned) in plan.insns.iter().enumerate() {
+            self.offset = planned.offset;
+            self.next = self.offset + planned.instruction.len() as u16;
+            for (number, group) in plan.groups.iter().enumerate() {
+                if group.before == index {
+                    self.look_up_group(number, group);
+                }
+            }
+            self.was_held = self.held.take();
+            self.instruction(planned).map_err(|Unsupported| index)?;
         }
-        match end {
+        if plan.end != End::Branch {
+            self.offset = plan.stop;
+        }
+        match plan.end {
             End::Branch => {}
             End::Step { mnemonic, len } => {
                 self.leave_here(Why::Step { mnemonic, len, then: None });
             }
-            End::Limit => self.link(None, i64::from(self.next)).expect("in the page"),
-            End::Page => {
-                self.offset = self.next;
-                self.link(None, i64::from(self.next)).expect("near enough");
+            End::Limit | End::Page => {
+                self.link(None, i64::from(plan.stop)).expect("near enough");
             }
         }
         self.emit_stubs();
         Ok(())
     }
 
-    fn prologue(&mut self, insns: &[(Instruction, Class)]) {
+    fn prologue(&mut self, plan: &Plan) {
         self.code.save_flags();
-        // sub or cmp qword gs:[BUDGET], 1 or 0
-        let (form, amount, jump) = match self.unretired {
-            true => (0x2c, 1, condition::BELOW),
-            false => (0x3c, 0, condition::EQUAL),
+        let (form, jump) = match (self.unretired, plan.end) {
+            (0, _) => (Form::Cmp, condition::EQUAL),
+            (_, End::Branch) => (Form::Sub, condition::BELOW),
+            // Nothing may follow the last branch of the budget.
+            _ => (Form::Sub, condition::BELOW_OR_EQUAL),
         };
-        self.code.put(&[0x65, 0x48, 0x83, form, 0x25]);
-        self.code.put(&layout::BUDGET.to_le_bytes());
-        self.code.put(&[amount]);
+        self.code.word_immediate(form, layout::BUDGET, self.unretired as i8);
         let jump = self.code.jump_if(jump);
-        let site = self.site(Why::Budget);
-        self.stubs.push(Stub::Leave { jump, site, flags: Flags::Saved });
+        if plan.insns.iter().any(|planned| planned.inside) {
+            let (offset, unretired) = (self.offset, self.unretired);
+            self.stubs.push(Stub::Careful { jump, offset, unretired });
+        } else {
+            self.leave_if(jump, Why::Budget);
+        }
+        let insns = &plan.insns;
         if self.workshop.options.count_instructions {
-            self.code.put(&[0x65, 0x48, 0x83, 0x04, 0x25]); // add qword gs:[..], n
-            self.code.put(&layout::INSTRUCTIONS.to_le_bytes());
-            let count = insns.iter().filter(|(_, class)| *class != Class::Step).count();
-            self.code.put(&[count.min(127) as u8]);
+            let count = insns.iter().filter(|planned| planned.class != Class::Step).count();
+            self.code.word_immediate(Form::Add, layout::INSTRUCTIONS, count.min(127) as i8);
         }
         let Trampolines { vectors, x87, .. } = self.workshop.trampolines;
         for (unit, word, trampoline) in
             [(Unit::Vectors, layout::VECTORS, vectors), (Unit::X87, layout::X87, x87)]
         {
-            if !insns.iter().any(|(_, class)| *class == Class::Compute { unit }) {
+            if !insns.iter().any(|planned| planned.class == Class::Compute { unit }) {
                 continue;
             }
-            self.code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[word], 0
-            self.code.put(&word.to_le_bytes());
-            self.code.put(&[0]);
+            self.code.is_zero(word);
             let jump = self.code.jump_if(condition::EQUAL);
             let back = self.code.here();
             self.stubs.push(Stub::Load { jump, back, trampoline });
         }
     }
 
-    fn instruction(&mut self, instruction: &Instruction, class: Class) -> Emitted {
-        match class {
-            Class::Nothing => Ok(()),
-            Class::Branch => self.branch(instruction),
-            Class::Stack => self.stack(instruction),
+    fn instruction(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
+        match planned.class {
+            Class::Nothing => {
+                self.held = self.was_held;
+                Ok(())
+            }
+            Class::Branch if planned.inside => self.branch_inside(planned),
+            Class::Branch => self.branch(planned),
+            Class::Stack => self.stack(planned),
             Class::Address => self.load_address(instruction),
             Class::System => self.system(instruction),
             Class::String => self.string(instruction),
-            Class::Compute { unit } => self.compute(instruction, unit),
+            Class::Compute { unit } => self.compute(planned, unit),
             Class::Step => {
                 self.step(instruction.mnemonic());
                 Ok(())
             }
         }
+    }
+
+    /// A branch after which the block goes on: through a jump, or past a conditional one.
+    fn branch_inside(&mut self, planned: &Planned) -> Emitted {
+        self.held = self.was_held;
+        if planned.instruction.mnemonic() != Mnemonic::Jmp {
+            self.branch_aside(&planned.instruction)?;
+        }
+        self.unretired -= 1;
+        Ok(())
+    }
+
+    /// To `target` if `condition` holds, before the block's end.
+    pub(crate) fn leave_aside(&mut self, condition: u8, target: i64) -> Emitted {
+        let left = self.unretired - 1;
+        if left == 0 {
+            return self.link(Some(condition), target);
+        }
+        let far = i32::try_from(target).map_err(|_| Unsupported)?;
+        assert!(self.flags == Flags::Host);
+        let jump = self.code.jump_if(condition);
+        self.stubs.push(match u16::try_from(target) {
+            Ok(target) if target < 4096 => Stub::Aside { jump, target, left },
+            _ => self.far(jump, far),
+        });
+        Ok(())
+    }
+
+    /// Looks up where a group is and keeps its host address; goes over to the careful block at this
+    /// instruction if it is not all in one page that may be accessed.
+    fn look_up_group(&mut self, number: usize, group: &Group) {
+        self.save_flags();
+        self.group_address(&group.address);
+        let access = if group.write { Access::Write } else { Access::Read };
+        let jump = self.compare_tag(access, group.span);
+        let (offset, unretired) = (self.offset, self.unretired);
+        self.stubs.push(Stub::Careful { jump, offset, unretired });
+        self.add_page();
+        self.code.op_word(Op::Store, host::RDI, layout::group(number));
+        self.held = Some(number);
+    }
+
+    /// Host address of a group's first byte to RDI; keeps flags.
+    pub(crate) fn member(&mut self, member: Member) -> i32 {
+        if self.was_held != Some(member.group) {
+            self.code.op_word(Op::Load, host::RDI, layout::group(member.group));
+        }
+        self.held = Some(member.group);
+        member.at
+    }
+
+    /// RDI is what it was before this instruction.
+    pub(crate) fn kept_rdi(&mut self) {
+        self.held = self.was_held;
+    }
+
+    /// RDI holds no group's address.
+    pub(crate) fn forget_rdi(&mut self) {
+        self.held = None;
     }
 
     /// Flags to AX.
@@ -372,7 +340,6 @@ impl<'a> Emitter<'a> {
 
     /// Leaves at the end of a block that ends in no branch.
     fn leave_here(&mut self, why: Why) {
-        self.offset = self.next;
         let jump = self.code.jump();
         self.leave_if(jump, why);
     }
@@ -389,15 +356,17 @@ impl<'a> Emitter<'a> {
         self.stubs.push(match u16::try_from(target) {
             Ok(offset) if offset < 4096 => {
                 let why = Why::Link { patch: self.origin + jump as u32, stub: 0, flags };
-                let site = Site { why, offset, unretired: false, in_string: false };
+                let site = Site { why, offset, unretired: 0, in_string: false };
                 Stub::Leave { jump, site, flags }
             }
-            _ => {
-                let (site, side) = (self.site(Why::Goto), self.mode.side);
-                Stub::Far { jump, target: far, flags, site, side }
-            }
+            _ => self.far(jump, far),
         });
         Ok(())
+    }
+
+    fn far(&self, jump: usize, target: i32) -> Stub {
+        let (flags, site, side) = (self.flags, self.site(Why::Goto), self.mode.side);
+        Stub::Far { jump, target, flags, site, side }
     }
 
     /// Jumps from `at`, a displacement in this block, to a trampoline.
@@ -423,7 +392,9 @@ impl<'a> Emitter<'a> {
         match stub {
             Stub::Leave { jump, mut site, flags } => {
                 self.code.bind(jump, here);
-                if let Why::Far { stub, .. } | Why::Link { stub, .. } = &mut site.why {
+                if let Why::Far { stub, .. } | Why::Link { stub, .. } | Why::Careful { stub, .. } =
+                    &mut site.why
+                {
                     *stub = self.origin + here as u32;
                 }
                 self.flags = flags;
@@ -441,7 +412,25 @@ impl<'a> Emitter<'a> {
                 self.mode.side = side;
                 self.offset = site.offset;
                 self.save_flags();
+                self.give_back(site.unretired.saturating_sub(1));
+                self.unretired = site.unretired.min(1);
                 self.go_far(target);
+            }
+            Stub::Aside { jump, target, left } => {
+                self.code.bind(jump, here);
+                self.flags = Flags::Host;
+                self.save_flags();
+                self.give_back(left);
+                self.link(None, i64::from(target)).expect("in the page");
+            }
+            Stub::Careful { jump, offset, unretired } => {
+                self.code.bind(jump, here);
+                self.flags = Flags::Saved;
+                self.give_back(unretired);
+                let jump = self.code.jump();
+                let why = Why::Careful { patch: self.origin + jump as u32, stub: 0 };
+                let site = Site { why, offset, unretired: 0, in_string: false };
+                self.stubs.push(Stub::Leave { jump, site, flags: Flags::Saved });
             }
             Stub::Load { jump, back, trampoline } => {
                 self.code.bind(jump, here);
@@ -454,9 +443,18 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn finish(self, insns: usize, guest_len: u64) -> Block {
+    /// Makes `branches` of the budget available again. Clobbers RFLAGS.
+    fn give_back(&mut self, branches: u8) {
+        assert!(self.flags == Flags::Saved);
+        if branches != 0 {
+            self.code.word_immediate(Form::Add, layout::BUDGET, branches as i8);
+        }
+    }
+
+    fn finish(self, plan: Plan) -> Block {
         assert!(self.code.bytes.len() <= BLOCK_BYTES_MAX);
         let Emitter { code, sites, faults, .. } = self;
-        Block { code: code.bytes, sites, faults, insns, guest_len }
+        let Plan { insns, extents, .. } = plan;
+        Block { code: code.bytes, sites, faults, insns: insns.len(), extents }
     }
 }

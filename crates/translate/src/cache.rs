@@ -16,11 +16,12 @@ use memory::{Ram, RamOffset};
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::block::{self, BLOCK_BYTES_MAX, Block, NextPage, Place, SAVED_ENTRY, Source, Workshop};
+use crate::block::{self, BLOCK_BYTES_MAX, Block, Place, SAVED_ENTRY, Workshop};
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::options::Options;
+use crate::plan::{self, NextPage, Source, Variant};
 use crate::recover::{self, Watch};
 use crate::region::{Made, REGIONS, Regions};
 use crate::site::{FAR_DIFFERS, FAR_TARGET, FaultSite, Site, SiteId};
@@ -38,7 +39,7 @@ const FREE: BranchSlot = BranchSlot { key: 0, target: 0 };
 const NEXT_PAGES_MAX: u32 = 64;
 
 /// What a translation is found by within its page.
-pub(crate) type BlockKey = (u16, Mode);
+pub(crate) type BlockKey = (u16, Mode, Variant);
 
 /// A translation.
 #[derive(Clone, Copy)]
@@ -94,11 +95,12 @@ pub(crate) struct Wanted {
     /// Linear address.
     pub(crate) gva: u64,
     pub(crate) mode: Mode,
+    pub(crate) variant: Variant,
 }
 
 impl Wanted {
     fn key(self) -> BlockKey {
-        ((self.at.0 & PAGE_MASK) as u16, self.mode)
+        ((self.at.0 & PAGE_MASK) as u16, self.mode, self.variant)
     }
 }
 
@@ -284,7 +286,7 @@ impl Cache {
 
     /// The table of indirect branches no longer leads to the translation.
     fn forget_branches_to(&mut self, page: usize, key: BlockKey, entry: u32) {
-        let (offset, mode) = key;
+        let (offset, mode, _) = key;
         let at = self.ram_base + ((page as u64) << PAGE_SHIFT) + u64::from(offset);
         let target = self.code.base() + u64::from(entry);
         if let Some(table) = &mut self.tables[mode.index()] {
@@ -311,7 +313,10 @@ impl Cache {
     ) -> Option<u32> {
         // A page walk may have set bits in a page that is both code and page table.
         self.sync(cpu.ram, statistics);
-        let Wanted { at, mode, .. } = wanted;
+        let Wanted { at, mode, variant, .. } = wanted;
+        if variant == Variant::Careful {
+            return self.find(cpu, wanted, statistics);
+        }
         let key = self.ram_base + at.0;
         if let Some(table) = &self.tables[mode.index()] {
             let slot = table[branch_slot(key)];
@@ -319,11 +324,7 @@ impl Cache {
                 return Some((slot.target - self.code.base()) as u32);
             }
         }
-        let page = self.pages.get(&at.page());
-        let entry = match page.and_then(|page| page.blocks.get(&wanted.key())) {
-            Some(block) => block.entry,
-            None => self.translate(cpu, wanted, statistics)?,
-        };
+        let entry = self.find(cpu, wanted, statistics)?;
         let target = self.code.base() + u64::from(entry);
         if self.workshop.options.links
             && let Some(table) = &mut self.tables[mode.index()]
@@ -331,6 +332,20 @@ impl Cache {
             table[branch_slot(key)] = BranchSlot { key, target };
         }
         Some(entry)
+    }
+
+    /// As `get`, without the table of indirect branches.
+    fn find(
+        &mut self,
+        cpu: &mut Cpu<'_>,
+        wanted: Wanted,
+        statistics: &mut Statistics,
+    ) -> Option<u32> {
+        let page = self.pages.get(&wanted.at.page());
+        match page.and_then(|page| page.blocks.get(&wanted.key())) {
+            Some(block) => Some(block.entry),
+            None => self.translate(cpu, wanted, statistics),
+        }
     }
 
     fn translate(
@@ -345,7 +360,7 @@ impl Cache {
         cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut page);
         let mut source = Source { page: &page, start, next: None };
         let mut next_at = None;
-        if block::is_on_two_pages(&page, start) {
+        if plan::is_on_two_pages(&page, start) {
             let next = self.next_page(cpu, wanted)?;
             self.sync(cpu.ram, statistics);
             source.next = Some(self.next_page_bytes(cpu, next));
@@ -356,15 +371,18 @@ impl Cache {
                 self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
             }
         }
-        let mut block = self.make(mode, &source);
+        let mut block = self.make(wanted, &source);
         if self.regions.current().used + block.code.len() > self.regions.current().end {
             self.turn(statistics);
-            block = self.make(mode, &source);
+            block = self.make(wanted, &source);
         }
-        let in_page = block.guest_len.min(PAGE_SIZE - u64::from(start));
-        mark_code(cpu, at, in_page);
+        for &(first, end) in &block.extents {
+            let (first, end) = (u64::from(first), u64::from(end).min(PAGE_SIZE));
+            mark_code(cpu, RamOffset((at.0 & !PAGE_MASK) + first), end - first);
+        }
         if let Some(next) = next_at {
-            mark_code(cpu, next, (block.guest_len - in_page).max(1));
+            let end = block.extents.iter().map(|&(_, end)| u64::from(end)).max();
+            mark_code(cpu, next, end.unwrap_or(0).saturating_sub(PAGE_SIZE).max(1));
             let generation = cpu.ram.code_generation(next.page());
             let page = self.pages.entry(next.page()).or_insert_with(|| Page::new(generation));
             page.reaching.insert(at.page());
@@ -384,10 +402,10 @@ impl Cache {
         Some(translation.entry)
     }
 
-    fn make(&mut self, mode: Mode, source: &Source<'_>) -> Block {
+    fn make(&mut self, wanted: Wanted, source: &Source<'_>) -> Block {
         let origin = self.regions.current().used as u32;
         let place = Place { origin, first_site: self.regions.next_site() };
-        block::translate(&mut self.workshop, mode, source, place)
+        block::translate(&mut self.workshop, wanted.mode, wanted.variant, source, place)
     }
 
     /// Puts a block, made for it, where the current region is filled.
@@ -413,7 +431,7 @@ impl Cache {
     }
 
     fn next_page_bytes(&self, cpu: &Cpu<'_>, next: RamOffset) -> NextPage {
-        let mut bytes = [0; block::INSTRUCTION_SIZE_MAX - 1];
+        let mut bytes = [0; plan::INSTRUCTION_SIZE_MAX - 1];
         cpu.ram.load_bytes(next, &mut bytes);
         NextPage { host: self.ram_base + next.0, bytes }
     }

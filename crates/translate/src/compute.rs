@@ -2,13 +2,14 @@
 //! its memory operand to `[RDI]`.
 
 use cpu::Access;
-use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 
 use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::{Unit, flag_use};
 use crate::layout::{GUEST_RAX, HOME, Home, host};
+use crate::plan::Planned;
 use crate::site::FaultSite;
 
 /// A guest register that the instruction names, moved to a scratch register for it.
@@ -73,11 +74,45 @@ fn general_form(code: Code) -> Code {
     }
 }
 
-fn is_bit_string(guest: &Instruction) -> bool {
+/// Whether it is a bit test whose operand may be beyond the memory it names.
+pub(crate) fn is_bit_string(guest: &Instruction) -> bool {
     use Mnemonic::*;
     guest.op0_kind() == OpKind::Memory
         && guest.op1_kind() == OpKind::Register
         && matches!(guest.mnemonic(), Bt | Bts | Btr | Btc)
+}
+
+/// Whether operand `op` may be memory.
+fn takes_memory(instruction: &Instruction, op: u32) -> bool {
+    use OpCodeOperandKind::*;
+    let kind = instruction.op_code().op_kind(op);
+    matches!(kind, r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem)
+}
+
+/// The code that does the same with the other operand in ModRM.rm.
+fn mirrored(code: Code) -> Option<Code> {
+    macro_rules! forms {
+        ($($rm_r:ident $r_rm:ident),* $(,)?) => {
+            match code {
+                $(Code::$rm_r => Some(Code::$r_rm), Code::$r_rm => Some(Code::$rm_r),)*
+                _ => None,
+            }
+        };
+    }
+    forms! {
+        Add_rm16_r16 Add_r16_rm16, Add_rm32_r32 Add_r32_rm32, Add_rm64_r64 Add_r64_rm64,
+        Or_rm16_r16 Or_r16_rm16, Or_rm32_r32 Or_r32_rm32, Or_rm64_r64 Or_r64_rm64,
+        Adc_rm16_r16 Adc_r16_rm16, Adc_rm32_r32 Adc_r32_rm32, Adc_rm64_r64 Adc_r64_rm64,
+        Sbb_rm16_r16 Sbb_r16_rm16, Sbb_rm32_r32 Sbb_r32_rm32, Sbb_rm64_r64 Sbb_r64_rm64,
+        And_rm16_r16 And_r16_rm16, And_rm32_r32 And_r32_rm32, And_rm64_r64 And_r64_rm64,
+        Sub_rm16_r16 Sub_r16_rm16, Sub_rm32_r32 Sub_r32_rm32, Sub_rm64_r64 Sub_r64_rm64,
+        Xor_rm16_r16 Xor_r16_rm16, Xor_rm32_r32 Xor_r32_rm32, Xor_rm64_r64 Xor_r64_rm64,
+        Cmp_rm16_r16 Cmp_r16_rm16, Cmp_rm32_r32 Cmp_r32_rm32, Cmp_rm64_r64 Cmp_r64_rm64,
+        Mov_rm16_r16 Mov_r16_rm16, Mov_rm32_r32 Mov_r32_rm32, Mov_rm64_r64 Mov_r64_rm64,
+        Add_rm8_r8 Add_r8_rm8, Or_rm8_r8 Or_r8_rm8, Adc_rm8_r8 Adc_r8_rm8,
+        Sbb_rm8_r8 Sbb_r8_rm8, And_rm8_r8 And_r8_rm8, Sub_rm8_r8 Sub_r8_rm8,
+        Xor_rm8_r8 Xor_r8_rm8, Cmp_rm8_r8 Cmp_r8_rm8, Mov_rm8_r8 Mov_r8_rm8,
+    }
 }
 
 fn is_high_byte(register: Register) -> bool {
@@ -121,16 +156,31 @@ fn gpr_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Registe
         .filter(|(_, register)| register.is_gpr())
 }
 
+/// In the form that the encoder takes: nothing, one byte, or (it says 8) four.
+fn set_displacement(instruction: &mut Instruction, displacement: i32) {
+    let size = match i8::try_from(displacement) {
+        Ok(0) => 0,
+        Ok(_) => 1,
+        Err(_) => 8,
+    };
+    instruction.set_memory_displacement64(displacement as u64);
+    instruction.set_memory_displ_size(size);
+}
+
 impl Emitter<'_> {
-    pub(crate) fn compute(&mut self, guest: &Instruction, unit: Unit) -> Emitted {
+    pub(crate) fn compute(&mut self, planned: &Planned, unit: Unit) -> Emitted {
+        let guest = &planned.instruction;
         if is_bit_string(guest) {
             return self.bit_string(guest);
         }
         let memory = guest.op_kinds().any(|kind| kind == OpKind::Memory);
-        let placing = self.place_registers(guest, memory)?;
+        let mut placing = self.place_registers(guest, memory)?;
         if memory {
             let access = self.memory_access(guest)?;
-            self.operand(guest, access)?;
+            let displacement = self.operand(planned, access)?;
+            set_displacement(&mut placing.instruction, displacement);
+        } else if placing.moved.iter().all(|moved| moved.to != host::RDI) {
+            self.kept_rdi();
         }
         let flags = flag_use(guest);
         if flags.needs || placing.natural_rax {
@@ -236,6 +286,51 @@ impl Emitter<'_> {
         }
     }
 
+    /// Makes one register operand that is kept in a word a memory operand, where the instruction
+    /// has a form for it that does the same; which one.
+    fn use_word(&mut self, instruction: &mut Instruction) -> Option<u32> {
+        use Mnemonic::*;
+        // With memory these do something else, or other accesses.
+        if matches!(instruction.mnemonic(), Bt | Bts | Btr | Btc | Xchg | Xadd | Cmpxchg) {
+            return None;
+        }
+        let homes = |op: u32| {
+            let register = instruction.op_register(op);
+            let general = instruction.op_kind(op) == OpKind::Register && register.is_gpr();
+            match HOME[usize::from(number(register)) % 16] {
+                Home::Word(word) if general => Some(word),
+                _ => None,
+            }
+        };
+        let (op, word) = (0..instruction.op_count()).find_map(|op| Some((op, homes(op)?)))?;
+        let register = instruction.op_register(op);
+        let named = |(other, named)| other != op && number(named) == number(register);
+        if gpr_operands(instruction).any(named) {
+            return None;
+        }
+        let mut other = *instruction;
+        if !takes_memory(&other, op) {
+            other.set_code(mirrored(other.code())?);
+        }
+        let access = self.workshop.factory.info(&other).op_access(op);
+        let writes = !matches!(access, OpAccess::Read | OpAccess::CondRead);
+        if !takes_memory(&other, op) {
+            return None;
+        }
+        other.set_op_kind(op, OpKind::Memory);
+        // A register's upper half is zeroed, and some write less to memory.
+        let whole = other.memory_size().size() == register.size() && register.size() != 4;
+        if writes && !whole {
+            return None;
+        }
+        other.set_memory_base(Register::RSP);
+        other.set_memory_index(Register::None);
+        other.set_memory_index_scale(1);
+        set_displacement(&mut other, word);
+        *instruction = other;
+        Some(op)
+    }
+
     fn place_registers(
         &mut self,
         guest: &Instruction,
@@ -253,16 +348,16 @@ impl Emitter<'_> {
             instruction.set_memory_base(Register::RDI);
             instruction.set_memory_index(Register::None);
             instruction.set_memory_index_scale(1);
-            instruction.set_memory_displacement64(0);
-            instruction.set_memory_displ_size(0);
+            set_displacement(&mut instruction, 0);
         }
         let high_byte = gpr_operands(guest).any(|(_, register)| is_high_byte(register));
         let names_rax = gpr_operands(guest).any(|(_, register)| number(register) == 0);
         let natural_rax = has_implicit_rax(guest) || (high_byte && names_rax);
+        let in_word = if memory || high_byte { None } else { self.use_word(&mut instruction) };
         let mut placing = Placing { instruction, natural_rax, moved: Vec::new() };
         let mut scratch = [host::RSI, host::RDI][..if memory { 1 } else { 2 }].iter().copied();
         for (op, register) in gpr_operands(guest) {
-            if is_high_byte(register) {
+            if is_high_byte(register) || in_word == Some(op) {
                 continue;
             }
             let access = self.workshop.factory.info(guest).op_access(op);

@@ -7,6 +7,7 @@ use crate::address::number;
 use crate::assembler::{Op, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
+use crate::plan::Planned;
 use crate::site::Why;
 use crate::trampoline::look_up_branch;
 
@@ -29,19 +30,20 @@ fn condition_number(code: ConditionCode) -> Option<u8> {
 }
 
 impl Emitter<'_> {
-    pub(crate) fn branch(&mut self, instruction: &Instruction) -> Emitted {
+    pub(crate) fn branch(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
         let direct = instruction.op0_kind() == OpKind::NearBranch64;
         let target = instruction.near_branch_target() as i64;
         match instruction.mnemonic() {
             Mnemonic::Jmp if direct => self.link(None, target),
-            Mnemonic::Call if direct => self.call_direct(target),
+            Mnemonic::Call if direct => self.call_direct(planned, target),
             Mnemonic::Jmp => {
-                self.target(instruction)?;
+                self.target(planned)?;
                 self.arrive(Kind::Indirect);
                 Ok(())
             }
-            Mnemonic::Call => self.call_indirect(instruction),
-            Mnemonic::Ret => self.ret(instruction),
+            Mnemonic::Call => self.call_indirect(planned),
+            Mnemonic::Ret => self.ret(planned),
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jrcxz => {
                 self.count(instruction, target)
             }
@@ -52,6 +54,13 @@ impl Emitter<'_> {
                 self.link(None, i64::from(self.next))
             }
         }
+    }
+
+    /// A conditional branch that leaves the block by the side.
+    pub(crate) fn branch_aside(&mut self, instruction: &Instruction) -> Emitted {
+        let condition = condition_number(instruction.condition_code()).ok_or(Unsupported)?;
+        self.restore_flags();
+        self.leave_aside(condition, instruction.near_branch_target() as i64)
     }
 
     /// LOOP and its kin: run as they are, for targets in the page.
@@ -123,19 +132,22 @@ impl Emitter<'_> {
     }
 
     /// The target of an indirect branch, looked up: offset in its page to RDI, entry to RSI.
-    fn target(&mut self, instruction: &Instruction) -> Emitted {
+    fn target(&mut self, planned: &Planned) -> Emitted {
         self.save_flags();
         let resume = self.place();
-        self.target_address(instruction)?;
+        self.target_address(planned)?;
         self.check(Access::Exec, 1, resume);
         Ok(())
     }
 
     /// The target of an indirect branch to RDI.
-    fn target_address(&mut self, instruction: &Instruction) -> Emitted {
+    fn target_address(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
         if instruction.op0_kind() == OpKind::Memory {
-            self.operand(instruction, Access::Read)?;
-            self.code.op_memory(Op::Load, host::RDI, host::RDI, 0);
+            // What misses later comes back to the load: RDI may not be relied on.
+            self.was_held = None;
+            let at = self.operand(planned, Access::Read)?;
+            self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
         } else {
             match HOME[usize::from(number(instruction.op0_register()))] {
                 Home::Host(register) => self.code.copy(host::RDI, register),
@@ -147,7 +159,10 @@ impl Emitter<'_> {
 
     /// Looks up where a call pushes its return address, before the target is looked up: the order
     /// in which accessed and dirty bits are set, if one of them faults. To TEMPORARY.
-    fn place_of_return(&mut self, resume: u32) -> Emitted {
+    fn place_of_return(&mut self, planned: &Planned, resume: u32) -> Emitted {
+        if planned.stack.is_some() {
+            return Ok(());
+        }
         self.code.lea(host::RDI, GUEST_RSP, -8);
         self.lookup(Access::Write, 8, resume)?;
         self.code.op_word(Op::Store, host::RDI, layout::TEMPORARY);
@@ -155,63 +170,69 @@ impl Emitter<'_> {
     }
 
     /// Stores the return address where `place_of_return` says.
-    fn push_return(&mut self) {
+    fn push_return(&mut self, planned: &Planned) {
         self.linear(host::RSI, i32::from(self.next));
-        self.code.op_word(Op::Load, host::RDI, layout::TEMPORARY);
-        self.code.op_memory(Op::Store, host::RSI, host::RDI, 0);
+        let (place, at) = match planned.stack {
+            Some(member) => (layout::group(member.group), member.at),
+            None => (layout::TEMPORARY, 0),
+        };
+        self.code.op_word(Op::Load, host::RDI, place);
+        self.code.op_memory(Op::Store, host::RSI, host::RDI, at);
         self.code.lea(GUEST_RSP, GUEST_RSP, -8);
     }
 
-    fn call_direct(&mut self, target: i64) -> Emitted {
+    fn call_direct(&mut self, planned: &Planned, target: i64) -> Emitted {
         self.save_flags();
         let resume = self.place();
-        self.place_of_return(resume)?;
+        self.place_of_return(planned, resume)?;
         if (0..4096).contains(&target) {
-            self.push_return();
+            self.push_return(planned);
             return self.link(None, target);
         }
         let target = i32::try_from(target).map_err(|_| Unsupported)?;
         self.linear(host::RDI, target);
         self.check(Access::Exec, 1, resume);
-        self.call_looked_up(Kind::Direct);
+        self.call_looked_up(planned, Kind::Direct);
         Ok(())
     }
 
-    fn call_indirect(&mut self, instruction: &Instruction) -> Emitted {
+    fn call_indirect(&mut self, planned: &Planned) -> Emitted {
         self.save_flags();
         let resume = self.place();
-        self.target_address(instruction)?;
+        self.target_address(planned)?;
         self.code.op_word(Op::Store, host::RDI, layout::TARGET);
-        self.place_of_return(resume)?;
+        self.place_of_return(planned, resume)?;
         self.code.op_word(Op::Load, host::RDI, layout::TARGET);
         self.check(Access::Exec, 1, resume);
-        self.call_looked_up(Kind::Indirect);
+        self.call_looked_up(planned, Kind::Indirect);
         Ok(())
     }
 
     /// The rest of a call whose target is at offset RDI in the page of entry RSI.
-    fn call_looked_up(&mut self, kind: Kind) {
+    fn call_looked_up(&mut self, planned: &Planned, kind: Kind) {
         self.add_page();
         self.code.op_word(Op::Store, host::RDI, layout::TARGET);
         self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
         self.code.op_word(Op::Store, host::RSI, layout::NEXT_PAGE);
-        self.push_return();
+        self.push_return(planned);
         self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
         self.code.op_word(Op::Store, host::RSI, layout::PAGE);
         self.code.op_word(Op::Load, host::RDI, layout::TARGET);
         self.jump_to(kind);
     }
 
-    fn ret(&mut self, instruction: &Instruction) -> Emitted {
+    fn ret(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
         let dropped = match instruction.op0_kind() {
             OpKind::Immediate16 => i32::from(instruction.immediate16()),
             _ => 0,
         };
         self.save_flags();
         let resume = self.place();
-        self.code.copy(host::RDI, GUEST_RSP);
-        self.lookup(Access::Read, 8, resume)?;
-        self.code.op_memory(Op::Load, host::RDI, host::RDI, 0);
+        // What misses later comes back to the load: RDI may not be relied on.
+        self.was_held = None;
+        let at = self.popped(planned, GUEST_RSP)?;
+        self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
         self.check(Access::Exec, 1, resume);
         self.code.lea(GUEST_RSP, GUEST_RSP, 8 + dropped);
         self.arrive(Kind::Indirect);

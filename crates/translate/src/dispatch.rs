@@ -16,6 +16,7 @@ use crate::fallback::{Fallbacks, Reason};
 use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
 use crate::options::Options;
+use crate::plan::Variant;
 use crate::site::{SITE_FAULT, SITE_LOOKUP, Site, SiteId, Why};
 use crate::statistics::Statistics;
 use crate::string;
@@ -31,27 +32,33 @@ const FOREIGN_BRANCHES: u64 = 64;
 const FILLS_IN_A_ROW_MAX: u32 = 4;
 const HOST_MXCSR: u64 = 0x1f80;
 
-/// The words beside the TLB.
+/// The words beside the TLB, by their displacement; entries have negative ones.
 #[derive(Clone, Copy)]
 struct Words(*mut u8);
 
 impl Words {
+    fn of(vcpu: &mut Vcpu) -> Words {
+        // SAFETY: the offset is inside the block.
+        Words(unsafe { vcpu.tlb.block().add(tlb::SCRATCH) })
+    }
+
+    fn at(self, displacement: i32) -> *mut u64 {
+        let inside = -(tlb::SCRATCH as i32)..(tlb::SCRATCH_WORDS * size_of::<u64>()) as i32;
+        assert!(displacement % 8 == 0 && inside.contains(&displacement));
+        // SAFETY: the displacement leads to a word of the TLB's block.
+        unsafe { self.0.offset(displacement as isize).cast() }
+    }
+
     fn get(self, displacement: i32) -> u64 {
-        assert!((0..size_of_block()).contains(&(displacement as usize)));
-        // SAFETY: the displacement is that of a word of the TLB's block, which the vCPU of the
-        // current run owns; generated code, which writes it too, is not running.
-        unsafe { self.0.add(displacement as usize).cast::<u64>().read() }
+        // SAFETY: the block is owned by the vCPU of the current run; generated code, which writes
+        // it too, is not running.
+        unsafe { self.at(displacement).read() }
     }
 
     fn set(self, displacement: i32, value: u64) {
-        assert!((0..size_of_block()).contains(&(displacement as usize)));
         // SAFETY: as in `get`.
-        unsafe { self.0.add(displacement as usize).cast::<u64>().write(value) }
+        unsafe { self.at(displacement).write(value) }
     }
-}
-
-const fn size_of_block() -> usize {
-    tlb::SCRATCH + tlb::SCRATCH_WORDS * size_of::<u64>() - 7
 }
 
 /// The translating engine.
@@ -223,14 +230,19 @@ impl Translator {
     fn lookup(&mut self, cpu: &mut Cpu<'_>, mode: Mode, rip: u64) -> Option<u32> {
         let at = fetch_place(cpu, rip)?;
         self.statistics.lookups += 1;
-        self.cache.get(cpu, Wanted { at, gva: rip, mode }, &mut self.statistics)
+        self.cache.get(
+            cpu,
+            Wanted { at, gva: rip, mode, variant: Variant::Fast },
+            &mut self.statistics,
+        )
     }
 
     /// To the instruction at `rip`, which reaches into another page than when it was translated.
     fn next_page(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, entry: u32) -> Next {
-        let wanted =
-            fetch_place(leaving.cpu, rip).map(|at| Wanted { at, gva: rip, mode: leaving.mode });
-        if wanted.is_some_and(|wanted| self.cache.forget(wanted, entry)) {
+        let (mode, at) = (leaving.mode, fetch_place(leaving.cpu, rip));
+        let mut forget =
+            |at, variant| self.cache.forget(Wanted { at, gva: rip, mode, variant }, entry);
+        if at.is_some_and(|at| forget(at, Variant::Fast) && forget(at, Variant::Careful)) {
             return self.go_on(leaving, rip);
         }
         self.step_for(leaving.cpu, Reason::NextPage);
@@ -239,7 +251,7 @@ impl Translator {
 
     /// Runs translated code from `entry` until it must be left.
     fn execute(&mut self, cpu: &mut Cpu<'_>, until: u64, mode: Mode, entry: u32) {
-        let words = Words(cpu.vcpu.tlb.block());
+        let words = Words::of(cpu.vcpu);
         words.set(layout::BUDGET, until - cpu.vcpu.branches);
         words.set(layout::PAGE, cpu.vcpu.regs.rip() & !PAGE_MASK);
         words.set(layout::INSTRUCTIONS, 0);
@@ -309,6 +321,7 @@ impl Translator {
 
     fn leave_by(&mut self, leaving: &mut Leaving<'_, '_>, site: Site) -> Next {
         let tired = site.in_string && self.turns > ENTRIES_MAX;
+        let changes = leaving.cpu.vcpu.tlb.changes();
         if let Why::Miss { access, size, resume } = site.why
             && !tired
             && !(access != Access::Exec && leaving.x87_exception_waits())
@@ -317,7 +330,13 @@ impl Translator {
             && leaving.fill(access, u64::from(size))
         {
             self.statistics.fills += 1;
-            return Next::Enter(resume);
+            if leaving.cpu.vcpu.tlb.changes() == changes {
+                return Next::Enter(resume);
+            }
+            // What the block looked up before may not be allowed any more.
+            let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
+            leaving.settle(rip, site.unretired);
+            return Next::Boundary;
         }
         if let Why::Far { constant, stub } = site.why {
             return self.link_far(leaving, FarBranch { constant, stub });
@@ -342,6 +361,10 @@ impl Translator {
             Why::Link { patch, stub, flags } => {
                 return self.link(leaving, rip, Jump { patch, stub, flags });
             }
+            Why::Careful { patch, stub } => {
+                let jump = Jump { patch, stub, flags: Flags::Saved };
+                return self.go_carefully(leaving, rip, jump);
+            }
         }
         Next::Boundary
     }
@@ -359,6 +382,21 @@ impl Translator {
             }
         }
         next
+    }
+
+    /// To the careful block at `rip`, in the page whose code runs.
+    fn go_carefully(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, jump: Jump) -> Next {
+        let epoch = self.cache.epoch;
+        let Some(at) = fetch_place(leaving.cpu, rip) else { return Next::Boundary };
+        let wanted = Wanted { at, gva: rip, mode: leaving.mode, variant: Variant::Careful };
+        self.statistics.careful += 1;
+        let Some(entry) = self.cache.get(leaving.cpu, wanted, &mut self.statistics) else {
+            return Next::Boundary;
+        };
+        if self.cache.epoch == epoch {
+            self.cache.link(jump, at.page(), entry);
+        }
+        Next::Enter(entry)
     }
 
     /// To the block that a branch to another page leads to, and leads to directly from now on.
@@ -416,7 +454,7 @@ impl Leaving<'_, '_> {
 
     /// Whether the access is the fetch after a branch that the run ends with: it is not done then.
     fn ends_with_fetch(&self, access: Access, site: Site) -> bool {
-        access == Access::Exec && site.unretired && self.words.get(layout::BUDGET) == 0
+        access == Access::Exec && site.unretired == 1 && self.words.get(layout::BUDGET) == 0
     }
 
     /// Whether the vCPU is as translated code expects it.
@@ -429,12 +467,12 @@ impl Leaving<'_, '_> {
     fn arrived(&mut self) -> u64 {
         let page = self.words.get(layout::PAGE);
         let rip = page + (self.words.get(layout::EXIT_ADDRESS) & PAGE_MASK);
-        self.settle(rip, false);
+        self.settle(rip, 0);
         rip
     }
 
     /// Makes RIP and the branch count right.
-    fn settle(&mut self, rip: u64, unretired: bool) {
+    fn settle(&mut self, rip: u64, unretired: u8) {
         self.cpu.vcpu.regs.gpr[gpr::RIP] = rip;
         let left = self.words.get(layout::BUDGET).wrapping_add(u64::from(unretired));
         self.cpu.vcpu.branches = self.until - left;
@@ -449,7 +487,7 @@ impl Leaving<'_, '_> {
             Access::Exec => tlb::EXEC,
         };
         let entry = tlb::side(side) + self.words.get(layout::EXIT_INDEX) as usize;
-        let tag = self.words.get((entry + field) as i32);
+        let tag = self.words.get(layout::in_block(entry + field));
         let gva = self.words.get(layout::EXIT_ADDRESS) ^ tag;
         if (gva & PAGE_MASK) + size > PAGE_SIZE || !self.cpu.is_valid_linear(gva) {
             return false;
@@ -466,15 +504,16 @@ impl Leaving<'_, '_> {
 
 fn enter(cache: &Cache, vcpu: &mut Vcpu, entry: u32) {
     let (base, at) = (cache.base(), cache.trampolines().enter);
+    let words = Words::of(vcpu).0 as u64;
     let vcpu: *mut Vcpu = vcpu;
     // SAFETY: `enter` is the trampoline's address in the executable view, with this signature;
-    // `entry` is the offset of a translation's entry or resumption; the host's GS base is the
-    // block of this vCPU (`prepare`). Generated code keeps the contract of `layout`: it touches
-    // registers, fields of the vCPU beside them, the block and RAM the TLB leads to, and returns.
+    // `entry` is the offset of a translation's entry or resumption; `words` is beside this vCPU's
+    // TLB. Generated code keeps the contract of `layout`: it touches registers, fields of the vCPU
+    // beside them, the block and RAM the TLB leads to, and returns.
     unsafe {
-        let code: extern "sysv64" fn(*mut Registers, u64) =
+        let code: extern "sysv64" fn(*mut Registers, u64, u64) =
             std::mem::transmute(base + u64::from(at));
-        code(&raw mut (*vcpu).regs, base + u64::from(entry));
+        code(&raw mut (*vcpu).regs, base + u64::from(entry), words);
     }
 }
 
@@ -491,27 +530,10 @@ fn boundary(vcpu: &Vcpu, until: u64) -> Option<Exit> {
     (vcpu.branches >= until).then_some(Exit::Reached)
 }
 
-/// Makes TLB and GS base ready for generated code.
+/// Makes TLB and words ready for generated code.
 fn prepare(cpu: &mut Cpu<'_>) {
     cpu.vcpu.tlb.set_bias(cpu.ram.base().as_ptr() as u64);
-    let block = cpu.vcpu.tlb.block();
-    Words(block).set(layout::HOST_MXCSR, HOST_MXCSR);
-    set_gs_base(block as u64);
-}
-
-fn set_gs_base(base: u64) {
-    /// AT_HWCAP2 bit: the kernel lets programs set segment bases by instruction.
-    const FSGSBASE: u64 = 1 << 1;
-    const ARCH_SET_GS: i32 = 0x1001;
-    // SAFETY: nothing in this process uses GS but generated code: the ABI keeps thread-local
-    // storage in FS.
-    unsafe {
-        if libc::getauxval(libc::AT_HWCAP2) & FSGSBASE != 0 {
-            std::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags));
-        } else {
-            libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base);
-        }
-    }
+    Words::of(cpu.vcpu).set(layout::HOST_MXCSR, HOST_MXCSR);
 }
 
 impl Engine for Translator {
@@ -541,7 +563,11 @@ impl Engine for Translator {
         cpu.vcpu.attention = false;
         self.turns = 0;
         self.stepping = true;
-        self.dispatch(cpu, u64::MAX);
+        let before = cpu.vcpu.point();
+        // What a dispatch comes to may be no more than a change of the TLB.
+        while cpu.vcpu.point() == before && boundary(cpu.vcpu, u64::MAX).is_none() {
+            self.dispatch(cpu, u64::MAX);
+        }
         self.stepping = false;
         boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
     }

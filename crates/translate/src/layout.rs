@@ -1,8 +1,8 @@
 //! The contract of generated code: what lives where while it runs.
 //!
 //! ```text
-//! host GS base   the TLB's block: entries, then the words below (`word`)
-//! host RSP       the host's stack; nothing is pushed but exit numbers
+//! host RSP       the words below (`word`), behind the TLB's entries; the stack above them is for
+//!                exit numbers, and for signals that ask for no stack of their own
 //! host RAX       the guest's status flags as LAHF and SETO leave them, or nothing ([`Flags`])
 //! host RDI, RSI  scratch: the address of an access and its TLB index
 //! other twelve   guest registers, see [`HOME`]; four guest registers are kept in words
@@ -16,12 +16,15 @@
 
 use cpu::tlb::layout as tlb;
 
+use crate::group::GROUPS_MAX;
+
 /// Host register numbers.
 pub(crate) mod host {
     pub(crate) const RAX: u8 = 0;
     pub(crate) const RCX: u8 = 1;
     pub(crate) const RDX: u8 = 2;
     pub(crate) const RBX: u8 = 3;
+    pub(crate) const RSP: u8 = 4;
     pub(crate) const RBP: u8 = 5;
     pub(crate) const RSI: u8 = 6;
     pub(crate) const RDI: u8 = 7;
@@ -36,55 +39,68 @@ pub(crate) enum Home {
     Word(i32),
 }
 
-/// GS-relative displacement of word `index`.
+/// Displacement from RSP of word `index`. The first sixteen have short encodings.
 pub(crate) const fn word(index: usize) -> i32 {
     assert!(index < tlb::SCRATCH_WORDS);
-    (tlb::SCRATCH + 8 * index) as i32
+    (8 * index) as i32
+}
+
+/// Displacement from RSP of what is at `offset` in the TLB's block.
+pub(crate) const fn in_block(offset: usize) -> i32 {
+    offset as i32 - tlb::SCRATCH as i32
 }
 
 /// Branches that may still retire.
 pub(crate) const BUDGET: i32 = word(0);
 /// Linear address of the page whose code runs.
 pub(crate) const PAGE: i32 = word(1);
-/// Address of the guest's `Registers`.
-pub(crate) const REGISTERS: i32 = word(2);
-/// Address of the table of indirect branches for the current mode.
-pub(crate) const BRANCH_TABLE: i32 = word(3);
+const SPILLED: usize = 2;
+const GROUPS: usize = 6;
 /// 1 once the host's vector registers and MXCSR are the guest's; kept when translated code is left
 /// for a moment, so that they are loaded again.
-pub(crate) const VECTORS: i32 = word(4);
-/// Bases of FS and GS.
-pub(crate) const FS_BASE: i32 = word(5);
-pub(crate) const GS_BASE: i32 = word(6);
+pub(crate) const VECTORS: i32 = word(14);
 /// Free within one instruction, but not across a miss.
-pub(crate) const TEMPORARY: i32 = word(7);
+pub(crate) const TEMPORARY: i32 = word(15);
+/// Address of the table of indirect branches for the current mode.
+pub(crate) const BRANCH_TABLE: i32 = word(16);
+/// Address of the guest's `Registers`.
+pub(crate) const REGISTERS: i32 = word(17);
+/// Bases of FS and GS.
+pub(crate) const FS_BASE: i32 = word(18);
+pub(crate) const GS_BASE: i32 = word(19);
 /// Page and host address of a call's target while its return address is pushed.
-pub(crate) const NEXT_PAGE: i32 = word(8);
+pub(crate) const NEXT_PAGE: i32 = word(20);
+pub(crate) const TARGET: i32 = word(21);
 /// Number of the site that was left by, and RDI and RSI there.
-pub(crate) const EXIT_SITE: i32 = word(9);
-pub(crate) const EXIT_ADDRESS: i32 = word(10);
-pub(crate) const EXIT_INDEX: i32 = word(11);
+pub(crate) const EXIT_SITE: i32 = word(22);
+pub(crate) const EXIT_ADDRESS: i32 = word(23);
+pub(crate) const EXIT_INDEX: i32 = word(24);
 /// RIP and RFLAGS of a hardware exception.
-pub(crate) const FAULT_RIP: i32 = word(12);
-pub(crate) const FAULT_FLAGS: i32 = word(13);
-/// The host's MXCSR.
-pub(crate) const HOST_MXCSR: i32 = word(14);
+pub(crate) const FAULT_RIP: i32 = word(25);
+pub(crate) const FAULT_FLAGS: i32 = word(26);
+/// The host's MXCSR and stack pointer.
+pub(crate) const HOST_MXCSR: i32 = word(27);
+pub(crate) const HOST_RSP: i32 = word(28);
 /// Instructions begun, if they are counted.
-pub(crate) const INSTRUCTIONS: i32 = word(15);
-pub(crate) const TARGET: i32 = word(20);
+pub(crate) const INSTRUCTIONS: i32 = word(29);
 /// 1 if an interrupt would be delivered as soon as IF is set.
-pub(crate) const INTERRUPT_WAITS: i32 = word(21);
+pub(crate) const INTERRUPT_WAITS: i32 = word(30);
 /// While a string instruction runs: the flags, the host address it reads from, the count, and the
 /// elements it does at once.
-pub(crate) const STRING_FLAGS: i32 = word(40);
-pub(crate) const STRING_SOURCE: i32 = word(41);
-pub(crate) const STRING_COUNT: i32 = word(42);
-pub(crate) const STRING_DONE: i32 = word(43);
+pub(crate) const STRING_FLAGS: i32 = word(31);
+pub(crate) const STRING_SOURCE: i32 = word(32);
+pub(crate) const STRING_COUNT: i32 = word(33);
+pub(crate) const STRING_DONE: i32 = word(34);
 /// 1 once the host's x87 state is the guest's; as VECTORS.
-pub(crate) const X87: i32 = word(44);
+pub(crate) const X87: i32 = word(35);
 /// Registers while x87 state is loaded.
-pub(crate) const X87_SPILLED: [i32; 3] = [word(45), word(46), word(47)];
-const SPILLED: usize = 16;
+pub(crate) const X87_SPILLED: [i32; 3] = [word(36), word(37), word(38)];
+
+/// Host address of the first byte of a block's group `number`.
+pub(crate) const fn group(number: usize) -> i32 {
+    assert!(number < GROUPS_MAX);
+    word(GROUPS + number)
+}
 
 /// Where each guest register is kept, by its number.
 pub(crate) const HOME: [Home; 16] = [
@@ -97,12 +113,12 @@ pub(crate) const HOME: [Home; 16] = [
     Home::Host(14),                // RSI
     Home::Host(15),                // RDI
     Home::Host(8),                 // R8
-    Home::Host(9),                 // R9
+    Home::Word(word(SPILLED + 2)), // R9
     Home::Word(word(SPILLED)),     // R10
     Home::Word(word(SPILLED + 1)), // R11
     Home::Host(12),                // R12
     Home::Host(13),                // R13
-    Home::Word(word(SPILLED + 2)), // R14
+    Home::Host(9),                 // R14
     Home::Word(word(SPILLED + 3)), // R15
 ];
 

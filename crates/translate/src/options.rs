@@ -7,6 +7,10 @@ pub struct Options {
     pub cache_size: usize,
     /// Longest block, guest instructions.
     pub block_insns_max: usize,
+    /// Blocks run on past conditional branches and through jumps.
+    pub traces: bool,
+    /// Accesses at constant distances share a TLB lookup.
+    pub groups: bool,
     /// Direct branches go from translation to translation.
     pub links: bool,
     /// Stress: drop all translations after so many dispatches; 0 is never.
@@ -22,6 +26,8 @@ impl Default for Options {
         Options {
             cache_size: 64 << 20,
             block_insns_max: 64,
+            traces: true,
+            groups: true,
             links: true,
             flush_every: 0,
             always_slow: false,

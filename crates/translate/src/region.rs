@@ -179,7 +179,7 @@ mod tests {
         regions.turn();
         let id = regions.next_site();
         let why = crate::site::Why::Goto;
-        let site = Site { why, offset: 7, unretired: false, in_string: false };
+        let site = Site { why, offset: 7, unretired: 0, in_string: false };
         regions.add(vec![site], Vec::new());
         assert_eq!(regions.site(id).offset, 7);
         assert_eq!(regions.index_of(1064), 1);

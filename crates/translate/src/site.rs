@@ -57,6 +57,13 @@ pub(crate) enum Why {
         /// Offset in code memory.
         entry: u32,
     },
+    /// To the careful block at the site's offset; the jump at `patch` may be linked.
+    Careful {
+        /// Offset in code memory of the jump's displacement.
+        patch: u32,
+        /// Offset in code memory of the code that leaves by this site.
+        stub: u32,
+    },
     /// Stands for where a far branch is, until it is emitted.
     Goto,
 }
@@ -67,8 +74,8 @@ pub(crate) struct Site {
     pub(crate) why: Why,
     /// Offset of the guest's RIP from the page, 0 to 4096.
     pub(crate) offset: u16,
-    /// The block took its branch off the budget and has not come to it yet.
-    pub(crate) unretired: bool,
+    /// Branches that the block took off the budget and has not come to yet.
+    pub(crate) unretired: u8,
     /// It is in a string instruction.
     pub(crate) in_string: bool,
 }
@@ -81,7 +88,7 @@ pub(crate) struct FaultSite {
     pub(crate) end: u32,
     /// As in [`Site`].
     pub(crate) offset: u16,
-    pub(crate) unretired: bool,
+    pub(crate) unretired: u8,
     /// Where the flags are when it faults.
     pub(crate) flags: Flags,
 }

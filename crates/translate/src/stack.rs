@@ -1,20 +1,22 @@
 //! PUSH, POP and LEAVE.
 
 use cpu::Access;
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Mnemonic, OpKind};
 
 use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
+use crate::plan::Planned;
 
 impl Emitter<'_> {
-    pub(crate) fn stack(&mut self, instruction: &Instruction) -> Emitted {
+    pub(crate) fn stack(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
         let moved = instruction.stack_pointer_increment();
         match instruction.mnemonic() {
-            Mnemonic::Leave if instruction.op_code().operand_size() == 64 => self.leave(),
-            Mnemonic::Push if moved == -8 => self.push(instruction),
-            Mnemonic::Pop if moved == 8 => self.pop(instruction),
+            Mnemonic::Leave if instruction.op_code().operand_size() == 64 => self.leave(planned),
+            Mnemonic::Push if moved == -8 => self.push(planned),
+            Mnemonic::Pop if moved == 8 => self.pop(planned),
             _ => Err(Unsupported),
         }
     }
@@ -27,33 +29,44 @@ impl Emitter<'_> {
         self.lookup(Access::Write, 8, resume)
     }
 
-    fn push(&mut self, instruction: &Instruction) -> Emitted {
+    /// Where a push goes: RDI and what is returned.
+    fn pushed(&mut self, planned: &Planned) -> Result<i32, Unsupported> {
+        match planned.stack {
+            Some(member) => Ok(self.member(member)),
+            None => self.below_stack().map(|()| 0),
+        }
+    }
+
+    fn push(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
         match instruction.op0_kind() {
             OpKind::Register if instruction.op0_register().is_gpr() => {
-                self.below_stack()?;
+                let at = self.pushed(planned)?;
                 match HOME[usize::from(number(instruction.op0_register()))] {
-                    Home::Host(from) => self.code.op_memory(Op::Store, from, host::RDI, 0),
+                    Home::Host(from) => self.code.op_memory(Op::Store, from, host::RDI, at),
                     Home::Word(word) => {
                         self.code.op_word(Op::Load, host::RSI, word);
-                        self.code.op_memory(Op::Store, host::RSI, host::RDI, 0);
+                        self.code.op_memory(Op::Store, host::RSI, host::RDI, at);
                     }
                 }
             }
             OpKind::Memory => {
                 self.save_flags();
                 let resume = self.place();
-                self.operand(instruction, Access::Read)?;
-                self.code.op_memory(Op::Load, host::RSI, host::RDI, 0);
+                let from = self.operand(planned, Access::Read)?;
+                self.code.op_memory(Op::Load, host::RSI, host::RDI, from);
                 self.code.op_word(Op::Store, host::RSI, layout::TEMPORARY);
                 // A miss here comes back to the load: RAM can be read twice.
                 self.code.lea(host::RDI, GUEST_RSP, -8);
                 self.lookup(Access::Write, 8, resume)?;
                 self.code.op_word(Op::Load, host::RSI, layout::TEMPORARY);
                 self.code.op_memory(Op::Store, host::RSI, host::RDI, 0);
+                self.forget_rdi();
             }
             OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
-                self.below_stack()?;
-                self.code.put(&[0x48, 0xc7, 0x07]); // mov qword [rdi], imm32
+                let at = self.pushed(planned)?;
+                self.code.put(&[0x48, 0xc7, 0x87]); // mov qword [rdi + at], imm32
+                self.code.put(&at.to_le_bytes());
                 self.code.put(&(instruction.immediate(0) as u32).to_le_bytes());
             }
             _ => return Err(Unsupported),
@@ -62,33 +75,40 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    fn pop(&mut self, instruction: &Instruction) -> Emitted {
-        if instruction.op0_kind() != OpKind::Register || !instruction.op0_register().is_gpr() {
-            return Err(Unsupported);
+    /// Where the eight bytes at `register` are: RDI and what is returned.
+    pub(crate) fn popped(&mut self, planned: &Planned, register: u8) -> Result<i32, Unsupported> {
+        if let Some(member) = planned.stack {
+            return Ok(self.member(member));
         }
         self.save_flags();
         let resume = self.place();
-        self.code.copy(host::RDI, GUEST_RSP);
+        self.code.copy(host::RDI, register);
         self.lookup(Access::Read, 8, resume)?;
+        Ok(0)
+    }
+
+    fn pop(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
+        if instruction.op0_kind() != OpKind::Register || !instruction.op0_register().is_gpr() {
+            return Err(Unsupported);
+        }
+        let at = self.popped(planned, GUEST_RSP)?;
         // Before the load: POP RSP leaves what was popped.
         self.code.lea(GUEST_RSP, GUEST_RSP, 8);
         match HOME[usize::from(number(instruction.op0_register()))] {
-            Home::Host(to) => self.code.op_memory(Op::Load, to, host::RDI, 0),
+            Home::Host(to) => self.code.op_memory(Op::Load, to, host::RDI, at),
             Home::Word(word) => {
-                self.code.op_memory(Op::Load, host::RSI, host::RDI, 0);
+                self.code.op_memory(Op::Load, host::RSI, host::RDI, at);
                 self.code.op_word(Op::Store, host::RSI, word);
             }
         }
         Ok(())
     }
 
-    fn leave(&mut self) -> Emitted {
-        self.save_flags();
-        let resume = self.place();
-        self.code.copy(host::RDI, host::RBP);
-        self.lookup(Access::Read, 8, resume)?;
+    fn leave(&mut self, planned: &Planned) -> Emitted {
+        let at = self.popped(planned, host::RBP)?;
         self.code.lea(GUEST_RSP, host::RBP, 8);
-        self.code.op_memory(Op::Load, host::RBP, host::RDI, 0);
+        self.code.op_memory(Op::Load, host::RBP, host::RDI, at);
         Ok(())
     }
 }

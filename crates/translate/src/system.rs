@@ -74,9 +74,7 @@ impl Emitter<'_> {
     /// While nothing waits for IF, the interrupt shadow has no effect and is left out.
     fn sti(&mut self) {
         self.save_flags();
-        self.code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[INTERRUPT_WAITS], 0
-        self.code.put(&layout::INTERRUPT_WAITS.to_le_bytes());
-        self.code.put(&[0]);
+        self.code.is_zero(layout::INTERRUPT_WAITS);
         let jump = self.code.jump_if(condition::NOT_EQUAL);
         self.leave_if(jump, Why::Step { mnemonic: Mnemonic::Sti as u16, len: 1, then: None });
         self.change_other_flags(flag::IF, true);

@@ -6,18 +6,18 @@ use std::mem::offset_of;
 use cpu::{Registers, gpr};
 
 use crate::assembler::{Assembler, Op, condition};
-use crate::layout::{self, BRANCH_SLOTS, HOME, Home, host, word};
+use crate::layout::{self, BRANCH_SLOTS, HOME, Home, host};
 use crate::site::{SITE_FAULT, SITE_LOOKUP};
 use crate::x87;
 
 const STATUS: i32 = offset_of!(Registers, status) as i32;
 const MXCSR: i32 = (offset_of!(Registers, fx) + 24) as i32;
-const _: () = assert!(word(0) > 0 && gpr::RIP == 16);
+const _: () = assert!(gpr::RIP == 16);
 
 /// Offsets in code memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Trampolines {
-    /// `extern "sysv64" fn(*mut Registers, target: u64)`.
+    /// `extern "sysv64" fn(*mut Registers, target: u64, words: u64)`.
     pub(crate) enter: u32,
     /// Leaves; the number of the site is on the stack.
     pub(crate) exit: u32,
@@ -65,9 +65,7 @@ fn move_mxcsr(code: &mut Assembler, store: bool) {
 
 /// A jump that is taken unless the registers that `word` tells of are the guest's.
 fn unless_loaded(code: &mut Assembler, word: i32) -> usize {
-    code.put(&[0x65, 0x80, 0x3c, 0x25]); // cmp byte gs:[word], 0
-    code.put(&word.to_le_bytes());
-    code.put(&[0]);
+    code.is_zero(word);
     code.jump_if(condition::EQUAL)
 }
 
@@ -77,6 +75,8 @@ fn enter(code: &mut Assembler, vectors: usize, x87: usize) {
     for register in CALLEE_SAVED {
         push(code, register, false);
     }
+    code.op_memory(Op::Store, host::RSP, host::RDX, layout::HOST_RSP);
+    code.copy(host::RSP, host::RDX);
     code.op_word(Op::Store, host::RDI, layout::REGISTERS);
     code.op_word(Op::Store, host::RSI, layout::TEMPORARY);
     call_if_loaded(code, layout::X87, x87);
@@ -93,8 +93,7 @@ fn enter(code: &mut Assembler, vectors: usize, x87: usize) {
             }
         }
     }
-    code.put(&[0x65, 0xff, 0x24, 0x25]); // jmp gs:[TEMPORARY]
-    code.put(&layout::TEMPORARY.to_le_bytes());
+    code.plain_word(&[0xff], 4, layout::TEMPORARY); // jmp
 }
 
 fn call(code: &mut Assembler, target: usize) {
@@ -111,8 +110,7 @@ fn call_if_loaded(code: &mut Assembler, word: i32, target: usize) {
 }
 
 fn exit(code: &mut Assembler, save_x87: usize) {
-    code.put(&[0x65, 0x8f, 0x04, 0x25]); // pop gs:[EXIT_SITE]
-    code.put(&layout::EXIT_SITE.to_le_bytes());
+    code.plain_word(&[0x8f], 0, layout::EXIT_SITE); // pop
     code.op_word(Op::Store, host::RDI, layout::EXIT_ADDRESS);
     code.op_word(Op::Store, host::RSI, layout::EXIT_INDEX);
     code.op_word(Op::Load, host::RDI, layout::REGISTERS);
@@ -134,11 +132,11 @@ fn exit(code: &mut Assembler, save_x87: usize) {
         move_vector(code, true, number);
     }
     move_mxcsr(code, true);
-    code.put(&[0x65, 0x0f, 0xae, 0x14, 0x25]); // ldmxcsr gs:[HOST_MXCSR]
-    code.put(&layout::HOST_MXCSR.to_le_bytes());
+    code.plain_word(&[0x0f, 0xae], 2, layout::HOST_MXCSR); // ldmxcsr
     code.put(&[0xc5, 0xf8, 0x77]); // vzeroupper
     let here = code.here();
     code.bind(skip, here);
+    code.op_word(Op::Load, host::RSP, layout::HOST_RSP);
     for register in CALLEE_SAVED.into_iter().rev() {
         push(code, register, true);
     }
@@ -146,14 +144,14 @@ fn exit(code: &mut Assembler, save_x87: usize) {
 }
 
 fn vectors(code: &mut Assembler) {
+    code.begin_called();
     code.op_word(Op::Load, host::RDI, layout::REGISTERS);
     for number in 0..16 {
         move_vector(code, false, number);
     }
     move_mxcsr(code, false);
-    code.put(&[0x65, 0xc6, 0x04, 0x25]); // mov byte gs:[VECTORS], 1
-    code.put(&layout::VECTORS.to_le_bytes());
-    code.put(&[1, 0xc3]);
+    code.set_flag(layout::VECTORS);
+    code.end_called();
 }
 
 /// `push number; jmp exit`.

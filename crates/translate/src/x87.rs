@@ -54,6 +54,7 @@ fn component(code: &mut Assembler) {
 
 /// Called: makes the host's x87 state the guest's. Keeps what is in AX; uses RSI, RDI and RFLAGS.
 pub(crate) fn load(code: &mut Assembler, area: u64) {
+    code.begin_called();
     spill(code, Op::Store);
     code.op_word(Op::Load, host::RSI, layout::REGISTERS);
     code.lea(host::RSI, host::RSI, FX);
@@ -66,14 +67,14 @@ pub(crate) fn load(code: &mut Assembler, area: u64) {
     component(code);
     code.put(&[0x48, 0x0f, 0xae, 0x2f]); // xrstor64 [rdi]
     spill(code, Op::Load);
-    code.put(&[0x65, 0xc6, 0x04, 0x25]); // mov byte gs:[X87], 1
-    code.put(&layout::X87.to_le_bytes());
-    code.put(&[1, 0xc3]);
+    code.set_flag(layout::X87);
+    code.end_called();
 }
 
 /// Called on the way out: saves the guest's x87 state and gives the host its own. Uses RAX, RCX,
 /// RDX, RSI, RDI and RFLAGS.
 pub(crate) fn save(code: &mut Assembler, area: u64) {
+    code.begin_called();
     code.constant(host::RDI, area);
     component(code);
     code.put(&[0x48, 0x0f, 0xae, 0x27]); // xsave64 [rdi]
@@ -91,5 +92,5 @@ pub(crate) fn save(code: &mut Assembler, area: u64) {
     code.lea(host::RSI, host::RSI, STACK_AT);
     code.lea(host::RDI, host::RDI, STACK_AT);
     copy_quads(code, STACK_QUADS);
-    code.put(&[0xc3]);
+    code.end_called();
 }

@@ -133,6 +133,8 @@ fn settings() -> Vec<Options> {
     let normal = Options::default();
     vec![
         normal,
+        Options { traces: false, ..normal },
+        Options { groups: false, ..normal },
         Options { links: false, ..normal },
         Options { block_insns_max: 1, ..normal },
         Options { flush_every: 3, ..normal },

@@ -1,0 +1,264 @@
+//! What a block consists of: guest bytes to instructions in the order they run.
+//!
+//! A fast block runs on past conditional branches (taken, they leave it by the side) and through
+//! jumps, and looks up accesses in groups. A careful block is a plain basic block in which each
+//! access is looked up by itself; a fast block goes over to it where a lookup for a group fails
+//! or the budget does not last for all its branches.
+
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
+    Mnemonic, OpKind,
+};
+
+use crate::classify::{Class, Mode, classify};
+use crate::group::{self, Group, Member};
+use crate::options::Options;
+
+/// Branches of a fast block.
+const BRANCHES_MAX: usize = 8;
+/// A fast block runs past no branch after so many instructions.
+const LONG: usize = 40;
+/// Which translation of some code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Variant {
+    /// The one that runs.
+    #[default]
+    Fast,
+    /// The one that takes over where the other cannot go on.
+    Careful,
+}
+
+/// How a block ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With a branch, its last instruction.
+    Branch,
+    /// Before an instruction for the fall-back engine after which nothing is known.
+    Step { mnemonic: u16, len: u16 },
+    /// Before an instruction of the same page.
+    Limit,
+    /// At the page's end, or past it.
+    Page,
+}
+
+impl End {
+    fn step(instruction: &Instruction) -> End {
+        End::Step { mnemonic: instruction.mnemonic() as u16, len: instruction.len() as u16 }
+    }
+}
+
+/// Guest code to be translated.
+pub(crate) struct Source<'a> {
+    pub(crate) page: &'a [u8; 4096],
+    /// Offset of the block.
+    pub(crate) start: u16,
+    /// The page behind it, if the instruction at `start` reaches into it.
+    pub(crate) next: Option<NextPage>,
+}
+
+/// What an instruction on two pages needs to know of the second.
+#[derive(Clone, Copy)]
+pub(crate) struct NextPage {
+    /// Its address in the host.
+    pub(crate) host: u64,
+    /// Its first bytes.
+    pub(crate) bytes: [u8; INSTRUCTION_SIZE_MAX - 1],
+}
+
+/// Longest instruction in bytes (SDM vol. 2, 2.3.11).
+pub(crate) const INSTRUCTION_SIZE_MAX: usize = 15;
+
+/// One instruction.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub(crate) instruction: Instruction,
+    pub(crate) class: Class,
+    /// Offset in the page.
+    pub(crate) offset: u16,
+    /// A branch after which the block goes on.
+    pub(crate) inside: bool,
+    /// Its memory operand, if in a group.
+    pub(crate) operand: Option<Member>,
+    /// What it pushes or pops, if in a group.
+    pub(crate) stack: Option<Member>,
+}
+
+impl Planned {
+    fn new(instruction: Instruction, class: Class, offset: u16) -> Planned {
+        Planned { instruction, class, offset, inside: false, operand: None, stack: None }
+    }
+}
+
+/// A block to be emitted.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) insns: Vec<Planned>,
+    pub(crate) end: End,
+    /// Offset in the page of what would be next, if it does not end with a branch.
+    pub(crate) stop: u16,
+    /// Guest bytes it depends on: offsets in the page of the first, and after the last.
+    pub(crate) extents: Vec<(u16, u16)>,
+    pub(crate) groups: Vec<Group>,
+}
+
+impl Plan {
+    /// Branches that retire if it runs to its end.
+    pub(crate) fn branches(&self) -> u8 {
+        self.insns.iter().filter(|planned| planned.class == Class::Branch).count() as u8
+    }
+
+    /// Leaves the instruction at `index` to the fall-back engine.
+    pub(crate) fn step(&mut self, index: usize, factory: &mut InstructionInfoFactory) {
+        let instruction = self.insns[index].instruction;
+        if ends_block(&instruction) {
+            self.end = End::step(&instruction);
+            self.stop = self.insns[index].offset;
+            self.insns.truncate(index);
+        } else {
+            self.insns[index].class = Class::Step;
+        }
+        if !self.groups.is_empty() {
+            self.group(factory);
+        }
+    }
+
+    /// Finds the groups anew.
+    pub(crate) fn group(&mut self, factory: &mut InstructionInfoFactory) {
+        self.groups = group::find(&mut self.insns, factory);
+    }
+}
+
+/// Whether the instruction at `start` reaches into the next page.
+pub(crate) fn is_on_two_pages(page: &[u8; 4096], start: u16) -> bool {
+    let window = &page[usize::from(start)..];
+    if window.len() >= INSTRUCTION_SIZE_MAX {
+        return false;
+    }
+    let mut decoder = Decoder::new(64, window, DecoderOptions::NONE);
+    decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+}
+
+/// Whether an instruction for the fall-back engine does not lead to the next one.
+fn ends_block(instruction: &Instruction) -> bool {
+    instruction.flow_control() != FlowControl::Next
+        || instruction.is_invalid()
+        || instruction.mnemonic() == Mnemonic::Hlt
+}
+
+/// The block at the start of `source`.
+pub(crate) fn discover(
+    options: Options,
+    mode: Mode,
+    variant: Variant,
+    source: &Source<'_>,
+) -> Plan {
+    if let Some(next) = &source.next {
+        return discover_on_two(mode, source, next);
+    }
+    let mut discovery = Discovery {
+        insns: Vec::new(),
+        extents: Vec::new(),
+        branches: 0,
+        stop: source.start,
+        long: options.traces && variant == Variant::Fast,
+    };
+    let mut from = source.start;
+    let end = loop {
+        match discovery.run(options, mode, source.page, from) {
+            Ok(end) => break end,
+            Err(target) => from = target,
+        }
+    };
+    let Discovery { insns, extents, stop, .. } = discovery;
+    Plan { insns, end, stop, extents, groups: Vec::new() }
+}
+
+/// As [`discover`], for one instruction that reaches into the next page.
+fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage) -> Plan {
+    let mut bytes = source.page[usize::from(source.start)..].to_vec();
+    bytes.extend(next.bytes);
+    let start = source.start;
+    let instruction = Decoder::with_ip(64, &bytes, u64::from(start), DecoderOptions::NONE).decode();
+    let class = classify(&instruction, mode);
+    let stop = start + instruction.len().max(1) as u16;
+    let one = Planned::new(instruction, class, start);
+    let (insns, end) = match class {
+        Class::Step if ends_block(&instruction) => (Vec::new(), End::step(&instruction)),
+        Class::Branch => (vec![one], End::Branch),
+        _ => (vec![one], End::Page),
+    };
+    let extents = vec![(start, stop)];
+    let stop = if insns.is_empty() { start } else { stop };
+    Plan { insns, end, stop, extents, groups: Vec::new() }
+}
+
+struct Discovery {
+    insns: Vec<Planned>,
+    extents: Vec<(u16, u16)>,
+    branches: usize,
+    stop: u16,
+    /// May run on past branches.
+    long: bool,
+}
+
+impl Discovery {
+    /// Instructions from `from` on; where they go on, or how they end.
+    fn run(
+        &mut self,
+        options: Options,
+        mode: Mode,
+        bytes: &[u8; 4096],
+        from: u16,
+    ) -> Result<End, u16> {
+        let window = &bytes[usize::from(from)..];
+        let mut decoder = Decoder::with_ip(64, window, u64::from(from), DecoderOptions::NONE);
+        let extent = |end: u64| (from, (end as u16).max(from + 1));
+        loop {
+            let offset = decoder.ip();
+            self.stop = offset as u16;
+            if offset == 4096 || self.insns.len() >= options.block_insns_max {
+                self.extents.push(extent(offset));
+                return Ok(if offset == 4096 { End::Page } else { End::Limit });
+            }
+            let instruction = decoder.decode();
+            if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+                // It will be a block of its own; a jump may have led to it.
+                self.extents.push(extent(4096));
+                return Ok(End::Limit);
+            }
+            let class = classify(&instruction, mode);
+            if class == Class::Step && ends_block(&instruction) {
+                self.extents.push(extent(decoder.ip()));
+                return Ok(End::step(&instruction));
+            }
+            let mut planned = Planned::new(instruction, class, offset as u16);
+            if class != Class::Branch {
+                self.insns.push(planned);
+                continue;
+            }
+            self.branches += 1;
+            let room = self.long && self.branches < BRANCHES_MAX && self.insns.len() < LONG;
+            let target = instruction.near_branch_target();
+            let covered = |at: u64| {
+                let from = u64::from(from);
+                (from..=offset).contains(&at)
+                    || self.extents.iter().any(|&(a, b)| (u64::from(a)..u64::from(b)).contains(&at))
+            };
+            let direct = instruction.op0_kind() == OpKind::NearBranch64 && target < 4096;
+            let jumps = direct && instruction.mnemonic() == Mnemonic::Jmp && !covered(target);
+            let passes = instruction.is_jcc_short_or_near()
+                && decoder.ip() < 4096
+                && !(direct && (target <= offset || covered(target)));
+            planned.inside = room && (jumps || passes);
+            self.insns.push(planned.clone());
+            if !planned.inside {
+                self.extents.push((from, decoder.ip() as u16));
+                return Ok(End::Branch);
+            }
+            if jumps {
+                self.extents.push((from, decoder.ip() as u16));
+                return Err(target as u16);
+            }
+        }
+    }
+}
