@@ -134,7 +134,8 @@ fn names_are_unique_and_leftovers_are_cleaned_up() {
 fn list_and_inspect_tell_what_runs() {
     let place = Place::new();
     place.file("d.img", &[0; 1 << 20]);
-    let more = ["--disk", "path=d.img,readonly", "--seed", "5", "--cmdline", "a b"];
+    let mut more = vec!["--disk", "path=d.img,readonly", "--seed", "5", "--cmdline", "a b"];
+    more.extend(["--perf-map", "perf-%p.map"]);
     let _a = place.start("a", &stubborn(), &more);
     let _b = place.start("b", &stubborn(), &["--api", "my.sock"]);
     let list = text(&place.run(&["list"]).stdout);
@@ -150,6 +151,13 @@ fn list_and_inspect_tell_what_runs() {
         assert!(shown.contains(word), "no {word:?} in {shown}");
     }
     assert!(http(&place.path("my.sock"), "GET /vm", "").contains("\"name\":\"b\""));
+    // What the engine did, and what for: the first counts come with the first quantum.
+    let counters = ["blocks translated", "fall-back (run of 16- or 32-bit code)"];
+    wait_for("counters", || {
+        let shown = text(&place.run(&["inspect", "a"]).stdout);
+        counters.iter().all(|counter| shown.contains(counter))
+    });
+    assert!(place.path(&format!("perf-{}.map", vms[0]["pid"])).exists());
 }
 
 /// One exchange with an API; the whole answer.

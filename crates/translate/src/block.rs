@@ -5,6 +5,8 @@
 //! into the next page is a block of its own, which checks what the next page is. A block's first
 //! four bytes move the flags from RFLAGS to AX; the entry behind them takes them in AX.
 
+use std::num::NonZeroU32;
+
 use cpu::Access;
 use iced_x86::{Encoder, InstructionInfoFactory, Mnemonic};
 
@@ -334,7 +336,7 @@ impl<'a> Emitter<'a> {
     fn step(&mut self, mnemonic: Mnemonic) {
         self.save_flags();
         let jump = self.code.jump();
-        let (len, then) = (self.next - self.offset, Some(self.place()));
+        let (len, then) = (self.next - self.offset, NonZeroU32::new(self.place()));
         self.leave_if(jump, Why::Step { mnemonic: mnemonic as u16, len, then });
     }
 

@@ -8,6 +8,7 @@
 //! memory is used again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 
 use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Access, Cpu};
@@ -133,6 +134,8 @@ pub(crate) struct Cache {
     /// `Ram::code_writes` when the translations were last known right, and the RAM they are of.
     code_writes: u64,
     ram_base: u64,
+    /// Where translations are listed.
+    list: Option<Box<dyn Write + Send>>,
     /// Counts what drops translations for room, so that who holds an offset knows it is stale.
     pub(crate) epoch: u64,
 }
@@ -162,8 +165,21 @@ impl Cache {
             tables: vec![None; Mode::COUNT],
             code_writes: 0,
             ram_base: 0,
+            list: None,
             epoch: 0,
         })
+    }
+
+    pub(crate) fn list_translations(&mut self, list: Box<dyn Write + Send>) {
+        self.list = Some(list);
+    }
+
+    fn list(&mut self, gva: u64, translation: Translation) {
+        let Some(list) = &mut self.list else { return };
+        let at = self.code.base() + u64::from(translation.entry - SAVED_ENTRY);
+        if writeln!(list, "{at:x} {:x} guest {gva:x}", translation.size).is_err() {
+            self.list = None;
+        }
     }
 
     pub(crate) fn trampolines(&self) -> Trampolines {
@@ -189,8 +205,7 @@ impl Cache {
     /// Makes room for a block: drops the translations of one region.
     #[cold]
     fn turn(&mut self, statistics: &mut Statistics) {
-        let full = self.regions.current();
-        self.code.forget_writable(full.start, full.end - full.start);
+        self.code.forget_writable();
         let old = self.regions.turn();
         if old.made.is_empty() {
             return;
@@ -399,6 +414,7 @@ impl Cache {
             .expect("just above")
             .blocks
             .insert(wanted.key(), translation);
+        self.list(wanted.gva, translation);
         Some(translation.entry)
     }
 

@@ -62,13 +62,11 @@ impl CodeMemory {
         self.size
     }
 
-    /// Gives back what the writable view of a range costs, until it is written again. The range
-    /// is of whole host pages.
-    pub(crate) fn forget_writable(&mut self, offset: usize, size: usize) {
-        assert!(offset <= self.size && size <= self.size - offset);
-        // SAFETY: the range is inside the writable view, asserted above. It is a shared mapping of
-        // a file: what was written stays there, and only page-table entries go.
-        unsafe { libc::madvise(self.writable.add(offset).cast(), size, libc::MADV_DONTNEED) };
+    /// Gives back what the writable view costs the host, until it is written again.
+    pub(crate) fn forget_writable(&mut self) {
+        // SAFETY: this is the whole writable view, a shared mapping of a file: what was written
+        // stays there, and only page-table entries go.
+        unsafe { libc::madvise(self.writable.cast(), self.size, libc::MADV_DONTNEED) };
     }
 
     /// Puts `code` at `offset`.

@@ -1,6 +1,8 @@
 //! In and out of the code cache: the engine.
 
+use std::io::Write;
 use std::mem::size_of;
+use std::num::NonZeroU32;
 
 use cpu::tlb::layout as tlb;
 use cpu::{
@@ -87,7 +89,7 @@ unsafe impl Send for Translator {}
 struct Step {
     mnemonic: u16,
     len: u16,
-    then: Option<u32>,
+    then: Option<NonZeroU32>,
 }
 
 /// What to do after leaving translated code.
@@ -118,6 +120,13 @@ impl Translator {
             filled_for: 0,
             fills_in_a_row: 0,
         })
+    }
+
+    /// Has each translation listed from now on, a line in the form of `perf`'s map files: address
+    /// and size of the code in hexadecimal, a name with the guest's address. Errors of `list` end
+    /// the list.
+    pub fn list_translations(&mut self, list: Box<dyn Write + Send>) {
+        self.cache.list_translations(list);
     }
 
     fn step_for(&mut self, cpu: &mut Cpu<'_>, reason: Reason) {
@@ -165,7 +174,7 @@ impl Translator {
             && self.cache.is_right(leaving.cpu.ram)
         {
             leaving.refresh();
-            return Next::Enter(resume);
+            return Next::Enter(resume.get());
         }
         Next::Boundary
     }

@@ -38,6 +38,9 @@ pub(crate) struct Region {
     faults: Vec<FaultSite>,
 }
 
+// There are three sites for two guest instructions.
+const _: () = assert!(size_of::<Site>() <= 16);
+
 impl Region {
     fn clear(&mut self) {
         *self = Region { start: self.start, end: self.end, used: self.start, ..Region::default() };

@@ -1,5 +1,7 @@
 //! Sites: the numbered places where translations leave, and what is known about them.
 
+use std::num::NonZeroU32;
+
 use cpu::Access;
 
 use crate::layout::Flags;
@@ -24,7 +26,7 @@ pub(crate) enum Why {
         /// Bytes.
         len: u16,
         /// Where the translation of the next is: offset in code memory.
-        then: Option<u32>,
+        then: Option<NonZeroU32>,
     },
     /// An access, or the target of a branch, missed the TLB; `resume` is where it is tried again.
     Miss {

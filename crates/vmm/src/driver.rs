@@ -24,7 +24,7 @@ use crate::lifecycle::Lifecycle;
 use crate::ports::Ports;
 use crate::prepare::BootFiles;
 use crate::recording::{LogFeed, Recording, Stretch};
-use crate::status::SharedMetrics;
+use crate::status::{SharedCounters, SharedMetrics};
 use crate::{End, Metrics, State, VmError};
 
 /// Frames let in at once when the guest has been idle: what its receive ring holds.
@@ -71,6 +71,7 @@ pub(crate) struct Driver {
     pub inbox: Arc<Inbox>,
     pub lifecycle: Arc<Lifecycle>,
     pub shared_metrics: Arc<SharedMetrics>,
+    pub shared_counters: Arc<SharedCounters>,
     pub pace: Pace,
     pub feed: Feed,
     /// Done when the feed becomes live.
@@ -352,6 +353,7 @@ impl Driver {
         metrics.frames_sent = out.frames;
         metrics.frames_sent_dropped = net.dropped;
         self.shared_metrics.set(metrics);
+        self.shared_counters.update(monotonic_ns(), || self.engine.counters());
     }
 }
 

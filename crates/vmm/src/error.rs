@@ -147,6 +147,14 @@ pub enum VmError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The list of translations cannot be written.
+    #[error("--perf-map {path:?}: {source}")]
+    PerfMap {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The log of state hashes cannot be written.
     #[error("--hash-log {path:?}: {source}")]
     HashLog {

@@ -46,7 +46,7 @@ pub use spec::{
     Checks, EngineKind, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind, NetSpec,
     VmSpec,
 };
-pub use status::{ConsoleInfo, DiskInfo, Metrics, NetInfo, VmInfo};
+pub use status::{ConsoleInfo, DiskInfo, EngineCounter, Metrics, NetInfo, VmInfo};
 
 pub use cpu::cpuid::Model;
 pub use disk::{DiskSpec, Format};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use host::console::ConsoleSpec;
 
+use crate::prepare::perf_map_path;
 use crate::{VmError, VmSpec};
 
 /// Refuses a console file or hash log that is the kernel, the initrd, a disk, or another such.
@@ -41,7 +42,9 @@ fn outputs(spec: &VmSpec) -> Vec<(&'static str, PathBuf)> {
         ConsoleSpec::File(path) => Some((flag, path.clone())),
         _ => None,
     });
-    files.chain(spec.checks.hash_log.iter().map(|path| ("--hash-log", path.clone()))).collect()
+    let hash_log = spec.checks.hash_log.iter().map(|path| ("--hash-log", path.clone()));
+    let perf_map = spec.perf_map.iter().map(|path| ("--perf-map", perf_map_path(path)));
+    files.chain(hash_log).chain(perf_map).collect()
 }
 
 /// Whether two names are of one file, by links of either kind too.

@@ -4,6 +4,7 @@
 //! (networks, consoles, sockets) comes after, in `process`.
 
 use std::fs::File;
+use std::io::{LineWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +63,6 @@ pub(crate) fn prepare(spec: &VmSpec) -> Result<Prepared, VmError> {
     check_flags(spec)?;
     check_memory(spec.memory_size)?;
     let boot = BootFiles::open(spec)?;
-    let engine = engine(spec.engine)?;
     overwrite::check(spec)?;
     let (disks, disk_infos) = open_disks(spec)?;
     let seed = match spec.seed {
@@ -87,6 +87,7 @@ pub(crate) fn prepare(spec: &VmSpec) -> Result<Prepared, VmError> {
         nominal_rate: MachineSpec::NOMINAL_RATE,
     })?;
     boot.boot(&mut machine)?;
+    let engine = engine(spec.engine, spec.perf_map.as_deref())?;
     Ok(Prepared { machine, engine, boot, disks, disk_infos, macs })
 }
 
@@ -153,16 +154,35 @@ fn check_memory(size: u64) -> Result<(), VmError> {
     Err(VmError::Memory { size, problem })
 }
 
-pub(crate) fn engine(kind: EngineKind) -> Result<Box<dyn Engine>, VmError> {
+/// An engine that lists its translations in `perf_map`.
+pub(crate) fn engine(
+    kind: EngineKind,
+    perf_map: Option<&Path>,
+) -> Result<Box<dyn Engine>, VmError> {
     let refused = |source| VmError::Engine { engine: kind.name(), source };
     let interp = Interp::new().map_err(|source| refused(source.into()))?;
     match kind {
         EngineKind::Interp => Ok(Box::new(interp)),
         EngineKind::Translate => {
             let translator = Translator::new(Box::new(interp), Options::default());
-            Ok(Box::new(translator.map_err(|source| refused(source.into()))?))
+            let mut translator = translator.map_err(|source| refused(source.into()))?;
+            if let Some(path) = perf_map {
+                translator.list_translations(open_perf_map(path)?);
+            }
+            Ok(Box::new(translator))
         }
     }
+}
+
+/// The path with the process id put in.
+pub(crate) fn perf_map_path(path: &Path) -> PathBuf {
+    path.to_string_lossy().replace("%p", &std::process::id().to_string()).into()
+}
+
+fn open_perf_map(path: &Path) -> Result<Box<dyn Write + Send>, VmError> {
+    let path = perf_map_path(path);
+    let file = File::create(&path).map_err(|source| VmError::PerfMap { path, source })?;
+    Ok(Box::new(LineWriter::new(file)))
 }
 
 fn open_disks(spec: &VmSpec) -> Result<(Vec<DiskPort>, Vec<DiskInfo>), VmError> {

@@ -22,7 +22,7 @@ use crate::ports::Ports;
 use crate::prepare::{Prepared, check_flags, mac_text, net_text, pace, prepare};
 use crate::recording::{self, LogFeed, Recording};
 use crate::registry::Entry;
-use crate::status::SharedMetrics;
+use crate::status::{SharedCounters, SharedMetrics};
 use crate::{ConsoleInfo, End, Metrics, NetInfo, NetSpec, State, VmError, VmInfo, VmSpec};
 
 /// The signals that ask a VM to end.
@@ -103,11 +103,13 @@ fn launch(
     };
     let (lifecycle, shared_metrics) =
         (Arc::new(Lifecycle::new()), Arc::new(SharedMetrics::default()));
+    let shared_counters = Arc::new(SharedCounters::default());
     let api = Api {
         info: info.clone(),
         control,
         lifecycle: Arc::clone(&lifecycle),
         metrics: Arc::clone(&shared_metrics),
+        counters: Arc::clone(&shared_counters),
     };
     let _server = Server::start(listeners, api)?;
     on_ready(&info);
@@ -118,6 +120,7 @@ fn launch(
         inbox,
         lifecycle,
         shared_metrics,
+        shared_counters,
         pace: pace(spec),
         feed,
         plug,
@@ -287,5 +290,6 @@ fn basic_info(spec: &VmSpec, name: String) -> VmInfo {
         api: std::path::PathBuf::new(),
         branches: 0,
         virtual_time_ns: 0,
+        engine_counters: Vec::new(),
     }
 }

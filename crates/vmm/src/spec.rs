@@ -33,6 +33,8 @@ pub struct VmSpec {
     pub model: Model,
     /// What executes its instructions.
     pub engine: EngineKind,
+    /// Where the engine lists its translations for `perf`; `%p` stands for the process id.
+    pub perf_map: Option<PathBuf>,
     /// Disks, `/dev/vda` first.
     pub disks: Vec<DiskSpec>,
     /// Network cards, `eth0` first.
@@ -123,6 +125,7 @@ impl VmSpec {
             memory_size: MEMORY_SIZE_DEFAULT,
             model: Model::default(),
             engine: EngineKind::default(),
+            perf_map: None,
             disks: Vec::new(),
             nets: Vec::new(),
             console: ConsoleSpec::Stdio,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -48,6 +49,18 @@ pub struct VmInfo {
     pub branches: u64,
     /// Guest time since the start, nanoseconds.
     pub virtual_time_ns: u64,
+    /// What the engine counts: translations, and why instructions were interpreted. As it was
+    /// within the last half second of running.
+    pub engine_counters: Vec<EngineCounter>,
+}
+
+/// A counter of the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EngineCounter {
+    /// What is counted; names may change from one version to the next.
+    pub name: String,
+    /// How often it happened since the VM began.
+    pub count: u64,
 }
 
 /// A disk.
@@ -114,6 +127,33 @@ pub struct Metrics {
     pub frames_sent_dropped: u64,
     /// Frames that came in.
     pub frames_received: u64,
+}
+
+/// Counters of the engine, written by the machine thread and read by others.
+#[derive(Debug, Default)]
+pub(crate) struct SharedCounters {
+    counters: Mutex<Vec<EngineCounter>>,
+    set_at_ns: AtomicU64,
+}
+
+impl SharedCounters {
+    /// Time between two updates, host nanoseconds.
+    const INTERVAL_NS: u64 = 500_000_000;
+
+    /// Takes new counts at host time `now_ns`, unless the last are recent.
+    pub fn update(&self, now_ns: u64, counters: impl FnOnce() -> Vec<(String, u64)>) {
+        let last = self.set_at_ns.load(Ordering::Relaxed);
+        if last != 0 && now_ns.saturating_sub(last) < Self::INTERVAL_NS {
+            return;
+        }
+        self.set_at_ns.store(now_ns, Ordering::Relaxed);
+        let named = counters().into_iter().map(|(name, count)| EngineCounter { name, count });
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = named.collect();
+    }
+
+    pub fn get(&self) -> Vec<EngineCounter> {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 macro_rules! shared_metrics {

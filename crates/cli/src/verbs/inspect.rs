@@ -65,5 +65,8 @@ fn describe(info: &VmInfo) -> String {
     lines.push(("branches", info.branches.to_string()));
     lines.push(("guest time", format!("{:.3} s", info.virtual_time_ns as f64 / 1e9)));
     lines.push(("api", info.api.display().to_string()));
+    for counter in &info.engine_counters {
+        lines.push(("counter", format!("{:>12} {}", counter.count, counter.name)));
+    }
     lines.into_iter().map(|(key, value)| format!("{key:<11}{value}\n")).collect()
 }

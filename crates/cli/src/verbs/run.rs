@@ -64,6 +64,10 @@ pub struct Run {
     /// cannot tell which.
     #[arg(long, value_name = "ENGINE", default_value = "translate", value_parser = values::engine)]
     engine: EngineKind,
+    /// List the engine's translations in FILE for perf, which looks for /tmp/perf-PID.map; %p in
+    /// FILE stands for the process id.
+    #[arg(long, value_name = "FILE")]
+    perf_map: Option<PathBuf>,
     /// Name among the running VMs; vm-PID if none is given.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     name: Option<String>,
@@ -146,6 +150,7 @@ impl Run {
             memory_size: self.memory,
             model: self.cpu,
             engine: self.engine,
+            perf_map: self.perf_map.clone(),
             nets: self.net.clone(),
             console: self.console.clone(),
             serial2: self.serial2.clone(),

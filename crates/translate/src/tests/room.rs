@@ -1,10 +1,51 @@
 //! The cache when it is full.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
 use cpu::{Cpu, Engine, Exit};
 use interp::Interp;
 
 use super::{Guest, NoBus, guest};
 use crate::{Options, Translator};
+
+/// What was written, for the test to read.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn translations_are_listed_for_perf() {
+    let code = [0xeb, 2, 0xf4, 0xf4, 0xff, 0xc0, 0xeb, 0xfa]; // jmp 1f; hlt; 1: inc eax; jmp hlt
+    let Guest { mut vcpu, mut ram } = guest(&code);
+    let fallback = Box::new(Interp::new().unwrap());
+    let mut engine = Translator::new(fallback, Options::default()).unwrap();
+    let written = Written::default();
+    engine.list_translations(Box::new(written.clone()));
+    let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut NoBus };
+    cpu.sync_tlb();
+    assert_eq!(engine.run(&mut cpu, 100), Exit::Halted);
+    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let mut end = 0;
+    let mut names = Vec::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.splitn(3, ' ').collect();
+        let number = |word: &str| u64::from_str_radix(word, 16).unwrap();
+        let (at, size) = (number(words[0]), number(words[1]));
+        assert!(at >= end && size > 0, "they do not overlap: {text}");
+        end = at + size;
+        names.push(words[2]);
+    }
+    assert_eq!(names, ["guest 100000", "guest 100004", "guest 100002"]);
+}
 
 #[test]
 fn more_code_than_the_cache_holds() {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::control::Control;
 use crate::lifecycle::Lifecycle;
-use crate::status::SharedMetrics;
+use crate::status::{SharedCounters, SharedMetrics};
 use crate::{State, VmInfo};
 
 pub(crate) use server::Server;
@@ -25,6 +25,7 @@ pub(crate) struct Api {
     pub control: Control,
     pub lifecycle: Arc<Lifecycle>,
     pub metrics: Arc<SharedMetrics>,
+    pub counters: Arc<SharedCounters>,
 }
 
 /// The state of the VM after a request.

@@ -67,6 +67,7 @@ async fn inspect(Extract(api): Extract<Api>) -> Json<VmInfo> {
         state: api.lifecycle.state(),
         branches: metrics.branches,
         virtual_time_ns: metrics.virtual_time_ns,
+        engine_counters: api.counters.get(),
         ..api.info
     })
 }

@@ -234,7 +234,7 @@ impl Opened {
         disks: Vec<(Box<dyn BlockBackend>, DiskInfo)>,
     ) -> Result<Prepared, VmError> {
         let boot = BootFiles::open(vm)?;
-        let engine = engine(kind)?;
+        let engine = engine(kind, None)?;
         let mut machine = Machine::new(self.spec.clone())?;
         boot.boot(&mut machine)?;
         let disks =
