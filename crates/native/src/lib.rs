@@ -16,6 +16,7 @@ mod generate;
 mod operand;
 mod plan;
 mod rewrite;
+pub mod signal;
 mod stubs;
 mod support;
 #[cfg(test)]
@@ -46,7 +47,7 @@ pub enum NativeError {
     #[error("cannot install the handler of hardware exceptions: {0}")]
     Signal(#[source] std::io::Error),
     /// More code memories at once than the handler can watch.
-    #[error("too many sets of native stubs in one process (at most {max})")]
+    #[error("too many code memories in one process (at most {max})")]
     TooMany {
         /// The limit.
         max: usize,

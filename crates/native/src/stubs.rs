@@ -7,8 +7,9 @@ use cpu::Registers;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use crate::code_memory::{CODE_SIZE, CodeMemory};
-use crate::fault::{self, Watch};
+use crate::fault;
 use crate::generate::{self, HOST_MXCSR_AT, INVALID_MXCSR_AT};
+use crate::signal::Watch;
 use crate::{NativeError, NativeFault, Operand, plan, rewrite, support};
 
 /// Stubs begin at multiples of this.

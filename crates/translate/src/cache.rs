@@ -14,6 +14,7 @@ use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Access, Cpu};
 use iced_x86::{Encoder, InstructionInfoFactory};
 use memory::{Ram, RamOffset};
+use native::signal::Watch;
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::TranslateError;
@@ -23,7 +24,7 @@ use crate::code_memory::CodeMemory;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::options::Options;
 use crate::plan::{self, NextPage, Source, Variant};
-use crate::recover::{self, Watch};
+use crate::recover;
 use crate::region::{Made, REGIONS, Regions};
 use crate::site::{FAR_DIFFERS, FAR_TARGET, FaultSite, Site, SiteId};
 use crate::statistics::Statistics;

@@ -49,13 +49,4 @@ pub enum TranslateError {
     /// Code memory could not be mapped.
     #[error("cannot map code memory for translations: {0}")]
     CodeMemory(#[source] std::io::Error),
-    /// Signal handlers could not be installed.
-    #[error("cannot install the handler of hardware exceptions: {0}")]
-    Signal(#[source] std::io::Error),
-    /// More translators at once than the handler can watch.
-    #[error("too many translators in one process (at most {max})")]
-    TooMany {
-        /// The limit.
-        max: usize,
-    },
 }
