@@ -1,6 +1,8 @@
 //! Control and debug registers: what may be written, and what a write entails (SDM vol. 3, 2.5,
 //! 17.2).
 
+use types::PAGE_MASK;
+
 use crate::Cpu;
 use crate::exception::{Exception, Result};
 use crate::state::{Seg, Table, attr, cr};
@@ -139,8 +141,12 @@ impl Cpu<'_> {
                 self.load_pdptrs(value)?;
             }
         }
+        let same_root = self.vcpu.mode.long && (self.vcpu.cr3 ^ value) & !PAGE_MASK == 0;
         self.vcpu.cr3 = value;
-        self.vcpu.tlb.flush();
+        // Cached walks are right as long as they begin at the same table.
+        if !same_root {
+            self.vcpu.tlb.flush();
+        }
         Ok(())
     }
 

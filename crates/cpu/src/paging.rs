@@ -1,12 +1,12 @@
 //! The page walk: every paging mode, permissions, accessed and dirty bits (SDM vol. 3, ch. 4).
 
-use memory::{Ram, RamOffset};
+use memory::{Overwritten, Ram, RamOffset};
 use types::{Gpa, Gva, PAGE_MASK};
 
 use crate::Cpu;
 use crate::exception::{Exception, Result};
 use crate::state::cr;
-use crate::tlb::{Allowed, SIDE_SUPERVISOR, SIDE_USER};
+use crate::tlb::{Allowed, Reach, SIDE_SUPERVISOR, SIDE_USER};
 
 /// Bits of a physical address the model has (CPUID 8000_0008).
 pub const PHYSICAL_BITS: u32 = 46;
@@ -122,24 +122,44 @@ impl Cpu<'_> {
             return Err(self.page_fault(gva, access, user, Stopped(code::PRESENT)));
         }
         self.set_accessed_dirty(&walk, access);
-        Ok(self.cache(side, gva, Gpa(walk.gpa), access))
+        let others = self.others(&walk, side, user, access);
+        Ok(self.cache(side, gva, Gpa(walk.gpa), access, others))
     }
 
     fn identity(&mut self, side: u8, gva: u64, access: Access) -> Place {
-        self.cache(side, gva, Gpa(gva & 0xffff_ffff), access)
+        self.cache(side, gva, Gpa(gva & 0xffff_ffff), access, Allowed::default())
     }
 
-    /// Caches the walk's outcome for this access, if it is RAM.
-    fn cache(&mut self, side: u8, gva: u64, gpa: Gpa, access: Access) -> Place {
+    /// What else than `access` a walk allows without a change to its entries.
+    fn others(&self, walk: &Walk, side: u8, user: bool, access: Access) -> Allowed {
+        let may = |other| other != access && self.permits(walk, side, user, other);
+        let (_, leaf) = walk.entries[walk.depth - 1];
+        let dirty = leaf & D != 0;
+        Allowed {
+            read: may(Access::Read),
+            write: dirty && may(Access::Write),
+            exec: may(Access::Exec),
+        }
+    }
+
+    /// Caches the walk's outcome for this access, and what else it allows, if it is RAM.
+    fn cache(&mut self, side: u8, gva: u64, gpa: Gpa, access: Access, others: Allowed) -> Place {
         let Some(at) = self.ram.offset(gpa).filter(|_| !self.vcpu.lapic.claims(gpa)) else {
             return Place::Device(gpa);
         };
-        let write = access == Access::Write && !self.ram.is_watched(at.page());
+        let watched = self.ram.is_watched(at.page());
+        let write = access == Access::Write && !watched;
         if write {
             self.ram.trap_page(at.page());
         }
+        // A page is not trapped before it is written.
+        let write_too = others.write && !watched && self.ram.is_trapped(at.page());
         let exec = access == Access::Exec;
-        let allowed = Allowed { read: !exec, write, exec };
+        let allowed = Allowed {
+            read: !exec || others.read,
+            write: write || write_too,
+            exec: exec || others.exec,
+        };
         self.vcpu.tlb.insert(side, gva, at.0 & !PAGE_MASK, allowed);
         Place::Ram(at)
     }
@@ -151,6 +171,19 @@ impl Cpu<'_> {
         if self.vcpu.tlb.table_writes != writes {
             self.vcpu.tlb.table_writes = writes;
             self.vcpu.tlb.flush();
+        }
+        if !self.ram.overwritten().is_empty() {
+            self.forget_overwritten();
+        }
+    }
+
+    #[cold]
+    fn forget_overwritten(&mut self) {
+        for overwritten in self.ram.overwritten().drain(..) {
+            match overwritten {
+                Overwritten::Entry(page, index) => self.vcpu.tlb.forget(page, Some(index)),
+                Overwritten::Table(page) => self.vcpu.tlb.forget(page, None),
+            }
         }
     }
 
@@ -197,6 +230,9 @@ impl Cpu<'_> {
             if self.ram.mark_table(at.page()) {
                 self.vcpu.tlb.revoke_write(at.page());
             }
+            let near = shift <= 21 && shape.shifts.len() == 4;
+            let first = gva >> (shift + 9) << (shift + 9);
+            self.vcpu.tlb.note_table(at.page(), near.then_some(Reach { first, shift }));
             if entry & P == 0 {
                 return Err(Stopped(0));
             }

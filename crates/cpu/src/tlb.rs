@@ -85,7 +85,7 @@ pub mod layout {
 }
 
 /// What a walk allows on one side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// Loads.
     pub read: bool,
@@ -95,6 +95,30 @@ pub struct Allowed {
     pub exec: bool,
 }
 
+/// Room for page-table pages that are remembered; a power of two.
+const TABLES: usize = 1024;
+/// Places where one may be.
+const PROBES: usize = 16;
+
+/// A page-table page that cached walks went through.
+#[derive(Clone, Copy, Default)]
+struct Table {
+    /// [`Tlb::flushes`] when this was noted; another number means nothing is known.
+    flushes: u64,
+    page: usize,
+    /// Unless it is too much to be forgotten piece by piece, or walks differ.
+    reach: Option<Reach>,
+}
+
+/// What the entries of a page-table page are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reach {
+    /// Linear address that entry 0 is for.
+    pub(crate) first: u64,
+    /// Each entry is for two to the power of this bytes.
+    pub(crate) shift: u32,
+}
+
 /// The TLB of one vCPU.
 pub struct Tlb {
     block: Box<[Entry; BLOCK_ENTRIES]>,
@@ -102,6 +126,10 @@ pub struct Tlb {
     filled: Vec<(u8, u16)>,
     bias: u64,
     changes: u64,
+    flushes: u64,
+    tables: Box<[Table; TABLES]>,
+    /// More page-table pages were walked than are remembered.
+    tables_lost: bool,
     /// `Ram::table_writes` when the entries were last known right.
     pub(crate) table_writes: u64,
 }
@@ -118,7 +146,16 @@ impl Tlb {
         let entries: Vec<Entry> = (0..BLOCK_ENTRIES).map(|at| empty(at % ENTRIES)).collect();
         let block = entries.into_boxed_slice().try_into();
         let block = block.unwrap_or_else(|_| unreachable!("length is BLOCK_ENTRIES"));
-        Tlb { block, filled: Vec::new(), bias: 0, changes: 0, table_writes: 0 }
+        Tlb {
+            block,
+            filled: Vec::new(),
+            bias: 0,
+            changes: 0,
+            flushes: 1,
+            tables: Box::new([Table::default(); TABLES]),
+            tables_lost: false,
+            table_writes: 0,
+        }
     }
 
     /// The entries and the engine's own words, for generated code; see [`layout`]. Good as long
@@ -199,8 +236,73 @@ impl Tlb {
     /// Forgets everything.
     pub fn flush(&mut self) {
         self.changes += 1;
+        self.flushes += 1;
+        self.tables_lost = false;
         for (side, index) in self.filled.drain(..) {
             self.block[place(side, index as usize)] = empty(index as usize);
+        }
+    }
+
+    /// Notes that a walk read an entry of the RAM page at index `page`.
+    pub(crate) fn note_table(&mut self, page: usize, reach: Option<Reach>) {
+        let flushes = self.flushes;
+        let found = self.places(page).find(|&at| {
+            let table = &self.tables[at];
+            table.flushes != flushes || table.page == page
+        });
+        let Some(at) = found else {
+            self.tables_lost = true;
+            return;
+        };
+        let table = &mut self.tables[at];
+        if table.flushes != flushes {
+            *table = Table { flushes, page, reach };
+        } else if table.reach != reach {
+            table.reach = None;
+        }
+    }
+
+    /// Where among the tables `page` may be.
+    fn places(&self, page: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..PROBES).map(move |probe| (page + probe) % TABLES)
+    }
+
+    /// Forgets what was derived from entry `index` of the RAM page at index `page`, or from all of
+    /// its entries; everything if it is not known what that is.
+    pub(crate) fn forget(&mut self, page: usize, index: Option<u16>) {
+        if self.tables_lost {
+            return self.flush();
+        }
+        let known = self.places(page).map(|at| self.tables[at]);
+        let mut current = known.take_while(|table| table.flushes == self.flushes);
+        let Some(table) = current.find(|table| table.page == page) else {
+            // No walk came through it since all were forgotten.
+            return;
+        };
+        let pages = match (table.reach, index) {
+            (Some(Reach { first, shift: PAGE_SHIFT }), None) => (first, 512),
+            (Some(Reach { first, shift }), Some(index)) => {
+                (first + (u64::from(index) << shift), 1 << (shift - PAGE_SHIFT))
+            }
+            _ => return self.flush(),
+        };
+        self.changes += 1;
+        for gva in (0..pages.1).map(|page| pages.0 + (page << PAGE_SHIFT)) {
+            for side in 0..SIDE_NONE {
+                self.forget_page(side, gva);
+            }
+        }
+    }
+
+    fn forget_page(&mut self, side: u8, gva: u64) {
+        let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
+        let never = never(index);
+        // It stays different from an empty entry, being in the list of filled ones.
+        let entry = &mut self.block[place(side, index)];
+        for tag in [&mut entry.read, &mut entry.write, &mut entry.exec] {
+            if *tag == gva {
+                *tag = never;
+            }
         }
     }
 
@@ -254,6 +356,57 @@ mod tests {
         assert_eq!(tlb.lookup_write(SIDE_USER, KERNEL + 8), None);
         tlb.set_bias(0);
         assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), None);
+    }
+
+    #[test]
+    fn tlb_forgets_what_came_from_overwritten_entries() {
+        let reach = |first, shift| Some(Reach { first, shift });
+        let filled = |tables: &[(usize, Option<Reach>)]| {
+            let mut tlb = Tlb::new();
+            for &(page, reach) in tables {
+                tlb.note_table(page, reach);
+            }
+            tlb.insert(SIDE_USER, 0x20_3000, 0x7000, ALL);
+            tlb.insert(SIDE_SUPERVISOR, 0x20_3000, 0x7000, ALL);
+            tlb.insert(SIDE_USER, 0x20_4000, 0x9000, ALL);
+            tlb.insert(SIDE_USER, 0x40_0000, 0xb000, ALL);
+            tlb
+        };
+        let left = |tlb: &Tlb| {
+            [
+                (SIDE_USER, 0x20_3000),
+                (SIDE_SUPERVISOR, 0x20_3000),
+                (SIDE_USER, 0x20_4000),
+                (SIDE_USER, 0x40_0000),
+            ]
+            .map(|(side, gva)| tlb.lookup_exec(side, gva).is_some())
+        };
+        let (known, above) = ((5, reach(0x20_0000, 12)), (6, reach(0, 21)));
+        let differs = (5, reach(0x40_0000, 12));
+        let alike: Vec<_> = (0..=PROBES).map(|n| (5 + n * TABLES, known.1)).collect();
+        for (tables, page, index, expected) in [
+            (&[known, above][..], 5, Some(3), [false, false, true, true]),
+            (&[known, above], 5, None, [false, false, false, true]),
+            (&[known, above], 6, Some(1), [false, false, false, true]),
+            (&[known, above], 6, None, [false; 4]),
+            (&[known, above], 7, Some(3), [true; 4]),
+            (&[known, above], alike[1].0, None, [true; 4]),
+            (&[known, differs], 5, Some(3), [false; 4]),
+            (&[known, (5, None)], 5, Some(3), [false; 4]),
+            (&[(5, None)], 5, Some(3), [false; 4]),
+            (&alike[..PROBES], 7, Some(3), [true; 4]),
+            (&alike[..PROBES], alike[PROBES - 1].0, Some(4), [true, true, false, true]),
+            (&alike, 5, Some(3), [false; 4]),
+            (&alike, 7, Some(3), [false; 4]),
+        ] {
+            let mut tlb = filled(tables);
+            tlb.forget(page, index);
+            assert_eq!(left(&tlb), expected, "{page} {index:?}");
+            tlb.insert(SIDE_USER, 0x20_3000, 0xa000, ALL);
+            assert_eq!(tlb.lookup_read(SIDE_USER, 0x20_3000), Some(0xa000));
+            tlb.flush();
+            assert_eq!(left(&tlb), [false; 4]);
+        }
     }
 
     #[test]

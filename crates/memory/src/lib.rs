@@ -18,5 +18,5 @@ pub use cow::{CowCounts, CowGuest, CowSaver, Page, PageSink, Pages, Taken};
 pub use mapping::RamError;
 pub use ram::{Layout, NoRam, Ram, RamOffset};
 pub use restored::{PageRun, RamLayer};
-pub use traps::Epoch;
+pub use traps::{Epoch, Overwritten};
 pub use view::RamView;

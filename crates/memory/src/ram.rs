@@ -7,7 +7,7 @@ use types::{Gpa, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::cow::{CowGuest, Pages};
 use crate::mapping::{Mapping, RamError};
-use crate::traps::{Epoch, Traps};
+use crate::traps::{Epoch, Overwritten, Traps};
 use crate::view::RamView;
 
 /// Byte offset into RAM, counted without the hole below 4 GiB.
@@ -198,7 +198,12 @@ impl Ram {
                 .step_by(8)
                 .map(|entry| self.mapping.load::<8>(entry))
                 .any(|e| (e[0] | e[4]) & 1 != 0);
-            self.traps.table_written(page, was_present);
+            if was_present && first == last {
+                let index = (first & PAGE_MASK) / 8;
+                self.traps.table_entry_written(page, index as u16);
+            } else {
+                self.traps.table_written(page, was_present);
+            }
         }
     }
 
@@ -229,6 +234,20 @@ impl Ram {
     #[inline]
     pub fn table_writes(&self) -> u64 {
         self.traps.table_writes()
+    }
+
+    /// What a TLB may hold of page tables and was overwritten since this was last emptied: the
+    /// TLB's owner forgets what it derived from it. What would be too much counts in
+    /// [`Ram::table_writes`] instead.
+    #[inline]
+    pub fn overwritten(&mut self) -> &mut Vec<Overwritten> {
+        self.traps.overwritten()
+    }
+
+    /// Whether the trap of a page ran in this epoch, so that a store needs no further notice of it.
+    #[inline]
+    pub fn is_trapped(&self, page: usize) -> bool {
+        self.traps.is_trapped(page)
     }
 
     /// Reads `into.len()` bytes at a guest physical address, across pages and the hole's edges.
@@ -424,7 +443,30 @@ mod tests {
         ram.store_walk_bits(RamOffset(0x2008), 0x23);
         assert_eq!(ram.table_writes(), 0);
         ram.write(Gpa(0x200c), &[0]).unwrap();
-        assert_eq!(ram.table_writes(), 1);
+        assert_eq!(ram.table_writes(), 0);
+        assert_eq!(std::mem::take(ram.overwritten()), [Overwritten::Entry(2, 1)]);
+        assert!(ram.is_watched(2));
+        ram.write(Gpa(0x2004), &[0; 8]).unwrap();
+        assert_eq!(std::mem::take(ram.overwritten()), [Overwritten::Table(2)]);
+        assert!(!ram.is_watched(2));
+    }
+
+    #[test]
+    fn table_page_that_is_taken_down_is_watched_no_more() {
+        let mut ram = Ram::new(1 << 20).unwrap();
+        ram.write(Gpa(0x2000), &[1; 4096]).unwrap();
+        assert!(ram.mark_table(2));
+        for entry in 0..512 {
+            ram.write(Gpa(0x2000 + 8 * entry), &[0; 8]).unwrap();
+        }
+        let entries = (0..7).map(|index| Overwritten::Entry(2, index));
+        let all: Vec<_> = entries.chain([Overwritten::Table(2)]).collect();
+        assert_eq!(*ram.overwritten(), all);
+        assert_eq!(ram.table_writes(), 0);
+        assert!(ram.mark_table(2));
+        ram.write(Gpa(0x2000), &[1; 16]).unwrap();
+        ram.write(Gpa(0x2000), &[0; 16]).unwrap();
+        assert_eq!((ram.overwritten().len(), ram.table_writes()), (8, 1));
         assert!(!ram.is_watched(2));
     }
 

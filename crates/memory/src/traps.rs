@@ -36,10 +36,25 @@ pub(crate) struct Traps {
     code_writes: u64,
     table: Vec<u8>,
     table_writes: u64,
+    /// What of page-table pages was overwritten, in order.
+    overwritten: Vec<Overwritten>,
 }
 
 /// Writes to a page-table page without effect on cached walks after which it counts as data again.
 const TABLE_QUIET_WRITES_MAX: u8 = 64;
+/// An overwritten present entry that a TLB can forget by itself counts as so many of them.
+const TABLE_ENTRY_COST: u8 = 8;
+/// What of a page-table page, by its index in RAM, was overwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwritten {
+    /// One present entry, by its index among the page's quadwords.
+    Entry(usize, u16),
+    /// So much that the page is no longer watched.
+    Table(usize),
+}
+
+/// Overwritten entries noted before all cached walks are dropped instead.
+const OVERWRITTEN_MAX: usize = 8;
 
 impl Traps {
     pub(crate) fn new(pages: usize) -> Traps {
@@ -54,6 +69,7 @@ impl Traps {
             code_writes: 0,
             table: vec![0; pages],
             table_writes: 0,
+            overwritten: Vec::with_capacity(OVERWRITTEN_MAX),
         }
     }
 
@@ -149,12 +165,40 @@ impl Traps {
     }
 
     /// A page-table page is about to be written; `was_present` if an entry that a TLB may hold
-    /// goes. Only then cached walks are dropped.
+    /// goes. Only then, or when there were many others, cached walks through it are dropped.
     pub(crate) fn table_written(&mut self, page: usize, was_present: bool) {
         self.table[page] = if was_present { 0 } else { self.table[page] - 1 };
-        if self.table[page] == 0 {
-            self.table_writes += 1;
+        if self.table[page] != 0 {
+            return;
         }
+        if self.overwritten.len() == OVERWRITTEN_MAX {
+            self.table_writes += 1;
+        } else {
+            self.overwritten.push(Overwritten::Table(page));
+        }
+    }
+
+    /// The present entry `index` of a page-table page is about to be overwritten, and nothing else
+    /// of it: what a TLB has of that entry is to be forgotten. So the page stays watched, but not
+    /// for long if that goes on, as when an address space is taken down.
+    pub(crate) fn table_entry_written(&mut self, page: usize, index: u16) {
+        let left = self.table[page].saturating_sub(TABLE_ENTRY_COST);
+        if left == 0 || self.overwritten.len() == OVERWRITTEN_MAX {
+            return self.table_written(page, true);
+        }
+        self.table[page] = left;
+        self.overwritten.push(Overwritten::Entry(page, index));
+    }
+
+    #[inline]
+    pub(crate) fn overwritten(&mut self) -> &mut Vec<Overwritten> {
+        &mut self.overwritten
+    }
+
+    /// Whether the trap of `page` ran in this epoch.
+    #[inline]
+    pub(crate) fn is_trapped(&self, page: usize) -> bool {
+        self.written.at(page).load(Ordering::Relaxed) == self.epoch
     }
 
     #[inline]
