@@ -85,7 +85,8 @@ python3 /mnt/twenty.py
 rm -f /var/tmp/w.db; sqlite3 /var/tmp/w.db </mnt/work.sql
 sh /mnt/hashes
 gcc -O2 -o /var/tmp/c /mnt/c.c -lm && echo "gcc $(/var/tmp/c)"
-echo "32bit $(/mnt/program32)"
+install -m 755 /mnt/program32 /var/tmp/program32
+echo "32bit $(/var/tmp/program32)"
 echo "state $(systemctl is-system-running --wait)"
 dmesg --raw | sed 's/^/LOG /'
 "#;

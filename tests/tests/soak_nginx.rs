@@ -25,7 +25,8 @@ fn nginx_serves_and_takes_a_large_file() {
     let size = length("bytes", 50_000_000, 1_000_000_000);
     let debian = Debian::new("6.1");
     let job = format!("BYTES={size}\n{}", include_str!("../soak/nginx.sh"));
-    let store = debian.scratch.sparse("store.raw", 2 * size + (256 << 20));
+    let store =
+        debian.scratch.sparse("store.raw", (2 * size).next_multiple_of(1 << 20) + (256 << 20));
     let port = free_port();
     let vm = debian
         .with_job(&[("job", job.as_bytes())], true)
