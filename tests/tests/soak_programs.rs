@@ -86,6 +86,7 @@ fn gcc_builds_a_program_that_passes_its_tests() {
         let (total, pass) = (said(&output, "GCC # TOTAL:"), said(&output, "GCC # PASS:"));
         assert!(total == pass && total != "0", "{output}");
     } else {
-        assert!(output.contains("Successful test ratio: 100%"), "{output}");
+        let last = "GCC All invalid UTF8 JIT regression tests are successfully passed.";
+        assert!(output.lines().any(|line| line == last), "{output}");
     }
 }
