@@ -34,7 +34,7 @@ enum What {
 #[derive(Args, Debug)]
 struct Guest {
     /// The engine of doppel.
-    #[arg(long, default_value = "interp")]
+    #[arg(long, default_value = "translate")]
     engine: String,
     /// Only these rows.
     #[arg(long, value_delimiter = ',')]
