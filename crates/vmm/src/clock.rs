@@ -39,6 +39,10 @@ pub(crate) struct LiveClock {
     origin_ns: u64,
     /// What a branch takes on this host, thousandths of a nanosecond, smoothed.
     cost_millins: u64,
+    /// The rate in force.
+    rate_millins: u64,
+    /// Full quanta measured, up to [`SMOOTHING`]: the first counts whole, the second half.
+    measured: i64,
     /// Virtual time is ahead by this and goes slower than it should; 0 if not.
     slowed_for_ns: u64,
     /// Host time up to which the allowance of anchors is used up.
@@ -58,6 +62,8 @@ impl LiveClock {
         LiveClock {
             origin_ns: host_ns.saturating_sub(now.0),
             cost_millins: NOMINAL_RATE_MILLINS,
+            rate_millins: NOMINAL_RATE_MILLINS,
+            measured: 0,
             slowed_for_ns: 0,
             spent_until_ns: 0,
         }
@@ -67,14 +73,24 @@ impl LiveClock {
     pub fn measure(&mut self, run_ns: u64, branches: u64) {
         let Some(sample) = run_ns.saturating_mul(1000).checked_div(branches) else { return };
         let cost = self.cost_millins as i64;
-        // A single quantum during which the host did something else says little.
-        let sample = sample.clamp(self.cost_millins / 2, self.cost_millins * 2) as i64;
         // Short stretches between two idle ones say less.
         let full = branches >= self.quantum_branches();
+        if full && self.measured < SMOOTHING {
+            self.measured += 1;
+        }
+        // A single quantum during which the host did something else says little.
+        let sample = match self.measured {
+            0..3 => sample,
+            _ => sample.clamp(self.cost_millins / 2, self.cost_millins * 2),
+        };
+        let difference = i64::try_from(sample).unwrap_or(i64::MAX / 2) - cost;
         let weight = if full { QUANTUM_NS } else { run_ns.min(QUANTUM_NS) } as i64;
-        let change = match (sample - cost) * weight / (SMOOTHING * QUANTUM_NS as i64) {
+        let smoothing = if full { self.measured } else { SMOOTHING };
+        let change = i128::from(difference) * i128::from(weight)
+            / (i128::from(smoothing) * i128::from(QUANTUM_NS));
+        let change = match change as i64 {
             // The last steps are shorter than the division shows; on a fast host they matter.
-            0 if full => (sample - cost).signum(),
+            0 if full => difference.signum(),
             change => change,
         };
         self.cost_millins = (cost + change).max(1) as u64;
@@ -86,11 +102,13 @@ impl LiveClock {
         let target = host_ns.saturating_sub(self.origin_ns);
         let (lag, lead) = (target.saturating_sub(now.0), now.0.saturating_sub(target));
         let bound = self.bound(host_ns);
+        let (rate, cost) = (self.rate_millins, self.cost_millins);
+        let far_off = self.slowed_for_ns == 0 && (rate / 2 > cost || rate < cost / 2);
         let anchor = if self.slowed_for_ns != 0 && lead <= LEAD_NS_MIN {
             self.slowed_for_ns = 0;
             // What is left is made up for by running.
             Anchor { advance_ns: lag / 1000 * 1000, rate_millins: self.cost_millins }
-        } else if lag > bound {
+        } else if lag > bound || far_off {
             Anchor { advance_ns: lag / 1000 * 1000, rate_millins: self.cost_millins }
         } else if lead > bound.max(self.slowed_for_ns * 2) {
             self.slowed_for_ns = lead;
@@ -100,6 +118,7 @@ impl LiveClock {
         } else {
             return None;
         };
+        self.rate_millins = anchor.rate_millins;
         self.spent_until_ns = self.spent_until_ns.max(self.allowance_start(host_ns)) + ANCHOR_NS;
         Some(anchor)
     }
@@ -151,10 +170,13 @@ mod tests {
         host_ns: u64,
     }
 
+    /// A host that has been up for a while, so that the clock has its allowance of anchors.
+    const START_NS: u64 = 10_000_000_000;
+
     /// Runs quanta on a host where a branch takes `cost(quantum)`.
     fn simulate(cost: impl Fn(u64) -> u64, quanta: u64) -> Drift {
-        let clock = LiveClock::new(1_000, VirtualTime(0));
-        let mut drift = Drift { clock, lead: 0, lag: 0, anchors: 0, host_ns: 1_000 };
+        let clock = LiveClock::new(START_NS, VirtualTime(0));
+        let mut drift = Drift { clock, lead: 0, lag: 0, anchors: 0, host_ns: START_NS };
         let (mut rate, mut now) = (NOMINAL_RATE_MILLINS, VirtualTime(0));
         for quantum in 0..quanta {
             let branches = drift.clock.quantum_branches();
@@ -168,8 +190,8 @@ mod tests {
                 drift.anchors += u64::from(quantum >= 100);
             }
             if quantum >= 100 {
-                drift.lead = drift.lead.max(now.0.saturating_sub(drift.host_ns - 1_000));
-                drift.lag = drift.lag.max((drift.host_ns - 1_000).saturating_sub(now.0));
+                drift.lead = drift.lead.max(now.0.saturating_sub(drift.host_ns - START_NS));
+                drift.lag = drift.lag.max((drift.host_ns - START_NS).saturating_sub(now.0));
             }
         }
         drift
@@ -181,7 +203,8 @@ mod tests {
             let drift = simulate(|_| cost, 5_000);
             let error = drift.clock.cost_millins.abs_diff(cost) * 100 / cost;
             assert!(error <= 20, "{cost}: {}", drift.clock.cost_millins);
-            assert!(drift.lead < 3 * DRIFT_NS && drift.lag < 2 * DRIFT_NS, "{cost}");
+            let (lead, lag) = (drift.lead, drift.lag);
+            assert!(lead < 3 * DRIFT_NS && lag < 2 * DRIFT_NS, "{cost}: {lead} {lag}");
             assert!(drift.anchors < 30, "{cost}: {} anchors", drift.anchors);
         }
     }
@@ -195,7 +218,7 @@ mod tests {
             [simulate(by_sevens, 20_000), simulate(by_phases, 60_000), simulate(wild, 60_000)];
         for drift in drifts {
             assert!(drift.lead < 50_000_000 && drift.lag < 25_000_000, "{drift:?}");
-            let per_minute = drift.anchors * 60_000_000_000 / drift.host_ns;
+            let per_minute = drift.anchors * 60_000_000_000 / (drift.host_ns - START_NS);
             assert!(per_minute < 3_500, "{per_minute} anchors a minute");
         }
     }
