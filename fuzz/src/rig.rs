@@ -110,6 +110,10 @@ impl Engine for Impatient {
         self.engine.step(cpu)
     }
 
+    fn set_breakpoints(&mut self, addresses: &[u64]) {
+        self.engine.set_breakpoints(addresses);
+    }
+
     fn instructions(&self) -> u64 {
         self.engine.instructions()
     }
@@ -139,7 +143,7 @@ pub fn run(machine: &mut Machine, engine: &mut dyn Engine, until: u64, step: u64
         match machine.run(engine, &mut world, target) {
             Stop::Reached if machine.branches() >= until => return Ending::Reached,
             Stop::Reached => {}
-            Stop::Yielded => return Ending::Yielded,
+            Stop::Yielded | Stop::Breakpoint | Stop::Touched(_) => return Ending::Yielded,
             Stop::Idle { deadline: Some(_) } => {
                 machine.skip_idle(&mut world);
                 stops += 1;

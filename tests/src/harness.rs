@@ -170,7 +170,7 @@ impl Guest {
         loop {
             match self.machine.run(&mut *self.engine, &mut self.outside, until) {
                 Stop::Reached => return Ended::Reached,
-                Stop::Yielded => {}
+                Stop::Yielded | Stop::Breakpoint | Stop::Touched(_) => {}
                 Stop::Idle { deadline: Some(_) } => self.machine.skip_idle(&mut self.outside),
                 Stop::Idle { deadline: None } => return Ended::Asleep,
                 Stop::Power(event) => return Ended::Power(event),

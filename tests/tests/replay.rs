@@ -42,7 +42,7 @@ fn run_live(guest: &mut Guest, recorder: &Recorder<Shared>) -> Ended {
         let until = machine.branches() + 20_000 + next() % 200_000;
         match machine.run(engine.as_mut(), outside, until) {
             Stop::Reached => {}
-            Stop::Yielded => continue,
+            Stop::Yielded | Stop::Breakpoint | Stop::Touched(_) => continue,
             // Mostly the deadline comes, sometimes something wakes the guest before.
             Stop::Idle { deadline: Some(_) } if next() % 8 != 0 => machine.skip_idle(outside),
             Stop::Idle { .. } => {}

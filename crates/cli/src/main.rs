@@ -44,6 +44,7 @@ enum Verb {
     Replay(Box<verbs::replay::Replay>),
     Verify(verbs::verify::Verify),
     Events(verbs::events::Events),
+    Debug(verbs::debug::Debug),
 }
 
 impl Verb {
@@ -60,6 +61,7 @@ impl Verb {
             Verb::Replay(replay) => replay.run(),
             Verb::Verify(verify) => verify.run(),
             Verb::Events(events) => events.run(),
+            Verb::Debug(debug) => debug.run(),
         }
     }
 }

@@ -14,6 +14,8 @@ pub enum Exit {
     Halted,
     /// Triple fault.
     Shutdown,
+    /// The next instruction is at a breakpoint of a debugger outside the guest.
+    Breakpoint,
     /// Nothing happened, but the engine lets its caller look around. Never visible to the guest.
     Yielded,
 }
@@ -28,6 +30,10 @@ pub trait Engine: Send {
     /// Executes one instruction (one iteration of a repeated string instruction), or delivers the
     /// exception it raises.
     fn step(&mut self, cpu: &mut Cpu<'_>) -> Exit;
+
+    /// From now on [`Engine::run`] stops before an instruction at one of these linear addresses,
+    /// also if it begins there. A debugger sets them; the guest cannot tell.
+    fn set_breakpoints(&mut self, addresses: &[u64]);
 
     /// Instructions begun so far; a statistic of the engine, not state of the guest.
     fn instructions(&self) -> u64;

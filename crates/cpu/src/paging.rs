@@ -160,6 +160,9 @@ impl Cpu<'_> {
             write: write || write_too,
             exec: exec || others.exec,
         };
+        if allowed.exec {
+            self.ram.note_execution(at.page());
+        }
         self.vcpu.tlb.insert(side, gva, at.0 & !PAGE_MASK, allowed);
         Place::Ram(at)
     }

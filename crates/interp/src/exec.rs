@@ -25,6 +25,8 @@ pub struct Interp {
     decoder: InsnDecoder,
     cache: BlockCache,
     instructions: u64,
+    /// Linear addresses at which to stop.
+    breakpoints: Vec<u64>,
 }
 
 /// Where the instructions to execute next are.
@@ -49,6 +51,7 @@ impl Interp {
             decoder: InsnDecoder::new(cpu::cpuid::Model::V3),
             cache: BlockCache::new(),
             instructions: 0,
+            breakpoints: Vec::new(),
         })
     }
 
@@ -152,6 +155,13 @@ impl Interp {
         self.instructions += run_insns(&mut exec, insns);
     }
 
+    /// Whether the next instruction is at a breakpoint, and not in the middle of its iterations.
+    fn is_at_breakpoint(&self, vcpu: &Vcpu) -> bool {
+        let base = vcpu.mode.bases[Seg::Cs as usize];
+        let gva = base.wrapping_add(vcpu.regs.rip());
+        vcpu.iterations == 0 && self.breakpoints.contains(&gva)
+    }
+
     /// One instruction with everything that surrounds it: breakpoints, single-step, inhibitions.
     fn execute_step(&mut self, cpu: &mut Cpu<'_>) {
         let vcpu = &mut *cpu.vcpu;
@@ -247,7 +257,12 @@ impl Engine for Interp {
             if let Some(exit) = boundary(cpu.vcpu, until) {
                 return exit;
             }
-            if cpu.vcpu.needs_step() {
+            if !self.breakpoints.is_empty() {
+                if self.is_at_breakpoint(cpu.vcpu) {
+                    return Exit::Breakpoint;
+                }
+                self.execute_step(cpu);
+            } else if cpu.vcpu.needs_step() {
                 self.execute_step(cpu);
             } else {
                 self.execute(cpu, false);
@@ -261,6 +276,10 @@ impl Engine for Interp {
         cpu.vcpu.attention = false;
         self.execute_step(cpu);
         boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
+    }
+
+    fn set_breakpoints(&mut self, addresses: &[u64]) {
+        self.breakpoints = addresses.to_vec();
     }
 
     fn instructions(&self) -> u64 {

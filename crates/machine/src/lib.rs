@@ -9,6 +9,7 @@
 mod board;
 mod bus;
 mod clock;
+mod debug;
 mod input;
 mod machine;
 mod run;

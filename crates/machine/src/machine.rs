@@ -15,6 +15,7 @@ pub struct Machine {
     pub(crate) ram: Ram,
     pub(crate) board: Board,
     pub(crate) observer: Option<crate::input::Observer>,
+    pub(crate) watches: Vec<crate::debug::Watch>,
 }
 
 impl Machine {
@@ -38,7 +39,7 @@ impl Machine {
         assert_eq!(ram.size(), spec.memory_size);
         let board = Board::new(&spec, ram.layout())?;
         let vcpu = Vcpu::new(0, spec.model);
-        Ok(Machine { spec, vcpu, ram, board, observer: None })
+        Ok(Machine { spec, vcpu, ram, board, observer: None, watches: Vec::new() })
     }
 
     /// Loads a kernel and sets the vCPU to its entry.
@@ -71,9 +72,10 @@ impl Machine {
         vcpu.rederive();
     }
 
-    /// Resets vCPU and devices. RAM, the branch count and virtual time go on.
+    /// Resets vCPU and devices. RAM, the branch count and virtual time go on; the reset itself
+    /// counts as a branch, so that no point is passed twice.
     pub fn reset(&mut self) {
-        let branches = self.vcpu.branches;
+        let branches = self.vcpu.branches + 1;
         self.vcpu = Vcpu::new(0, self.spec.model);
         self.vcpu.branches = branches;
         self.board.reset();

@@ -17,6 +17,10 @@ const STILL_EXITS_MAX: u32 = 256;
 pub enum Stop {
     /// The branch count is what was asked for.
     Reached,
+    /// The next instruction is at a breakpoint of the engine's.
+    Breakpoint,
+    /// The watch of this number was written to, by the instruction before or by a device.
+    Touched(usize),
     /// Nothing happened; run again. Never visible to the guest.
     Yielded,
     /// The vCPU is halted until `deadline` or an input.
@@ -53,7 +57,12 @@ impl Machine {
             let until = until.min(self.next_deadline_branches());
             let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
             cpu.sync_tlb();
-            if engine.run(&mut cpu, until) == Exit::Yielded {
+            let exit = engine.run(&mut cpu, until);
+            if let Some(stop) = self.debugger_stop(exit) {
+                self.settle(outside);
+                return stop;
+            }
+            if exit == Exit::Yielded {
                 break;
             }
             still_exits = if self.vcpu.branches == before { still_exits + 1 } else { 0 };

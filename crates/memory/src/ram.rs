@@ -333,6 +333,19 @@ impl Ram {
         (0..pages).filter(move |&page| self.traps.written_since(page, epoch))
     }
 
+    /// A TLB entry is about to allow execution of `page`.
+    #[inline]
+    pub fn note_execution(&mut self, page: usize) {
+        self.traps.before_execution(page);
+    }
+
+    /// RAM pages (indices) whose code may have been executed in `epoch` or after, in order: an
+    /// epoch begins with no TLB entry.
+    pub fn executed_since(&self, epoch: Epoch) -> impl Iterator<Item = usize> + '_ {
+        let pages = (self.size() >> PAGE_SHIFT) as usize;
+        (0..pages).filter(move |&page| self.traps.executed_since(page, epoch))
+    }
+
     /// Marks bytes within one page as decoded; true if the page held no code before, and then the
     /// caller drops TLB entries that allow writes to the page.
     pub fn mark_code(&mut self, at: RamOffset, len: u64) -> bool {

@@ -75,6 +75,10 @@ pub enum Progress {
     Power(PowerEvent),
     /// Triple fault.
     Shutdown,
+    /// The machine stopped at a breakpoint of the engine's.
+    Breakpoint,
+    /// The watch of this number was written to.
+    Touched(usize),
     /// The log's end, with the machine there; true if the recording ended in good order.
     End {
         /// An end mark was there.
@@ -226,6 +230,38 @@ impl Replayer {
         Ok(Progress::End { orderly: false })
     }
 
+    /// Executes one instruction, or waits for one deadline, after the entries of this place.
+    ///
+    /// # Errors
+    /// As [`Replayer::run`].
+    pub fn step(
+        &mut self,
+        machine: &mut Machine,
+        engine: &mut dyn Engine,
+        outside: &mut dyn Watched,
+    ) -> Result<Progress, ReplayError> {
+        let mut rig = Rig { machine, engine, outside };
+        while self.next.as_ref().is_some_and(|entry| entry.point == rig.machine.point()) {
+            if let Some(progress) = self.take_up(&mut rig)? {
+                return Ok(progress);
+            }
+        }
+        let Some(entry) = &self.next else { return Ok(Progress::End { orderly: false }) };
+        let expected = entry.point;
+        Ok(match rig.machine.step(rig.engine, rig.outside) {
+            Stop::Idle { deadline: None } => {
+                return Ok(rig.stopped(expected, "is halted for good")?);
+            }
+            Stop::Idle { deadline: Some(_) } => {
+                rig.machine.skip_idle(rig.outside);
+                Progress::Reached
+            }
+            Stop::Power(event) => Progress::Power(event),
+            Stop::Shutdown => Progress::Shutdown,
+            _ => Progress::Reached,
+        })
+    }
+
     /// The machine is at the next entry: what it says is done.
     fn take_up(&mut self, rig: &mut Rig<'_>) -> Result<Option<Progress>, ReplayError> {
         let Some(Entry { point, at, what }) = self.next.take() else { return Ok(None) };
@@ -293,6 +329,8 @@ impl Rig<'_> {
             };
             match stop {
                 Stop::Reached | Stop::Yielded => {}
+                Stop::Breakpoint => return Ok(Some(Progress::Breakpoint)),
+                Stop::Touched(watch) => return Ok(Some(Progress::Touched(watch))),
                 Stop::Idle { deadline: None } => return self.stopped(point, "is halted for good"),
                 Stop::Idle { deadline: Some(at) } => {
                     let here = self.machine.point();

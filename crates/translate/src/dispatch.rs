@@ -1,7 +1,6 @@
 //! In and out of the code cache: the engine.
 
 use std::io::Write;
-use std::mem::size_of;
 use std::num::NonZeroU32;
 
 use cpu::tlb::layout as tlb;
@@ -12,6 +11,7 @@ use cpu::{
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
+use crate::breakpoints::Breakpoints;
 use crate::cache::{Cache, FarBranch, Jump, Wanted, fetch_place};
 use crate::classify::Mode;
 use crate::fallback::{Fallbacks, Reason};
@@ -22,6 +22,7 @@ use crate::plan::Variant;
 use crate::site::{SITE_FAULT, SITE_LOOKUP, Site, SiteId, Why};
 use crate::statistics::Statistics;
 use crate::string;
+use crate::words::Words;
 
 /// Dispatches after which control goes back even if nothing happened.
 const DISPATCHES_MAX: u32 = 1 << 16;
@@ -34,35 +35,6 @@ const FOREIGN_BRANCHES: u64 = 64;
 const FILLS_IN_A_ROW_MAX: u32 = 4;
 const HOST_MXCSR: u64 = 0x1f80;
 
-/// The words beside the TLB, by their displacement; entries have negative ones.
-#[derive(Clone, Copy)]
-struct Words(*mut u8);
-
-impl Words {
-    fn of(vcpu: &mut Vcpu) -> Words {
-        // SAFETY: the offset is inside the block.
-        Words(unsafe { vcpu.tlb.block().add(tlb::SCRATCH) })
-    }
-
-    fn at(self, displacement: i32) -> *mut u64 {
-        let inside = -(tlb::SCRATCH as i32)..(tlb::SCRATCH_WORDS * size_of::<u64>()) as i32;
-        assert!(displacement % 8 == 0 && inside.contains(&displacement));
-        // SAFETY: the displacement leads to a word of the TLB's block.
-        unsafe { self.0.offset(displacement as isize).cast() }
-    }
-
-    fn get(self, displacement: i32) -> u64 {
-        // SAFETY: the block is owned by the vCPU of the current run; generated code, which writes
-        // it too, is not running.
-        unsafe { self.at(displacement).read() }
-    }
-
-    fn set(self, displacement: i32, value: u64) {
-        // SAFETY: as in `get`.
-        unsafe { self.at(displacement).write(value) }
-    }
-}
-
 /// The translating engine.
 pub struct Translator {
     cache: Cache,
@@ -70,6 +42,7 @@ pub struct Translator {
     options: Options,
     statistics: Statistics,
     fallbacks: Fallbacks,
+    breakpoints: Breakpoints,
     dispatches: u64,
     instructions: u64,
     /// Executing one instruction.
@@ -113,6 +86,7 @@ impl Translator {
             options,
             statistics: Statistics::default(),
             fallbacks: Fallbacks::new(),
+            breakpoints: Breakpoints::default(),
             dispatches: 0,
             instructions: 0,
             stepping: false,
@@ -201,18 +175,19 @@ impl Translator {
             return self.fall_back(cpu);
         }
         let until = cpu.vcpu.branches + 1;
-        self.fallback.run(cpu, until);
+        self.run_fallback(cpu, until);
     }
 
     /// What lies between instructions, or code of a kind that is not translated.
     fn run_foreign(&mut self, cpu: &mut Cpu<'_>, until: u64) {
-        if cpu.vcpu.needs_step() || self.stepping {
+        let watched = self.breakpoints.in_page(cpu.vcpu.regs.rip());
+        if self.stepping || (cpu.vcpu.needs_step() && !watched) {
             self.step_for(cpu, Reason::Between);
         } else {
             let legacy = cpu.vcpu.mode.bits != 64;
             self.fallbacks.note(if legacy { Reason::Legacy } else { Reason::Watched });
             let until = until.min(cpu.vcpu.branches + FOREIGN_BRANCHES);
-            self.fallback.run(cpu, until);
+            self.run_fallback(cpu, until);
         }
     }
 
@@ -230,14 +205,26 @@ impl Translator {
         let rip = cpu.vcpu.regs.rip();
         match self.lookup(cpu, mode, rip) {
             Some(entry) => self.execute(cpu, until, mode, entry),
+            None if self.breakpoints.in_page(rip) => self.run_foreign(cpu, until),
             None => self.step_for(cpu, Reason::Fetch),
         }
+    }
+
+    /// The fall-back engine knows the breakpoints, and code that has some is left to it.
+    fn run_fallback(&mut self, cpu: &mut Cpu<'_>, until: u64) {
+        self.breakpoints.hit |= self.fallback.run(cpu, until) == Exit::Breakpoint;
     }
 
     /// The translation of the code at linear address `rip`, unless fetching there raises
     /// something or it is not RAM.
     fn lookup(&mut self, cpu: &mut Cpu<'_>, mode: Mode, rip: u64) -> Option<u32> {
         let at = fetch_place(cpu, rip)?;
+        if self.breakpoints.in_page(rip) {
+            if self.breakpoints.pages.insert(at.page()) {
+                self.cache.flush(&mut self.statistics);
+            }
+            return None;
+        }
         self.statistics.lookups += 1;
         self.cache.get(
             cpu,
@@ -551,6 +538,9 @@ impl Engine for Translator {
         cpu.vcpu.attention = false;
         self.turns = 0;
         for _ in 0..DISPATCHES_MAX {
+            if std::mem::take(&mut self.breakpoints.hit) {
+                return Exit::Breakpoint;
+            }
             if let Some(exit) = boundary(cpu.vcpu, until) {
                 return exit;
             }
@@ -579,6 +569,12 @@ impl Engine for Translator {
         }
         self.stepping = false;
         boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
+    }
+
+    fn set_breakpoints(&mut self, addresses: &[u64]) {
+        self.breakpoints = Breakpoints::at(addresses);
+        self.cache.flush(&mut self.statistics);
+        self.fallback.set_breakpoints(addresses);
     }
 
     fn instructions(&self) -> u64 {

@@ -13,6 +13,7 @@
 mod address;
 mod assembler;
 mod block;
+mod breakpoints;
 mod cache;
 mod classify;
 mod code_memory;
@@ -35,6 +36,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod trampoline;
+mod words;
 mod x87;
 
 pub use dispatch::Translator;

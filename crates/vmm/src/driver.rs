@@ -127,7 +127,7 @@ impl Driver {
         match stop {
             Stop::Reached => {}
             // Where an engine came back for no reason is no point to let anything in.
-            Stop::Yielded => return Ok(None),
+            Stop::Yielded | Stop::Breakpoint | Stop::Touched(_) => return Ok(None),
             Stop::Idle { deadline } => self.idle(deadline),
             Stop::Shutdown => return Ok(Some(End::TripleFault)),
             Stop::Power(event) => {

@@ -41,7 +41,10 @@ pub use error::VmError;
 pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};
 pub use process::run;
-pub use recording::{Event, Listing, Place, RecordingError, ReplayReport, ReplaySpec, replay};
+pub use recording::{
+    DebugSpec, Event, Listen, Listing, Place, RecordingError, ReplayReport, ReplaySpec, debug,
+    replay,
+};
 pub use spec::{
     Checks, EngineKind, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind, NetSpec,
     VmSpec,

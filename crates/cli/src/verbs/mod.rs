@@ -1,6 +1,7 @@
 //! One file per verb.
 
 pub mod console;
+pub mod debug;
 pub mod events;
 pub mod inspect;
 pub mod list;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use disk::DiskError;
 use journal::LogError;
 use replay::ReplayError;
+use travel::TravelError;
 
 use crate::ExitStatus;
 
@@ -66,6 +67,12 @@ pub enum RecordingError {
     /// The replay ended early.
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    /// A journey in the recording failed.
+    #[error(transparent)]
+    Travel(#[from] TravelError),
+    /// The conversation with gdb failed.
+    #[error(transparent)]
+    Gdb(#[from] gdb::ServeError),
     /// A place in a recording that it does not have.
     #[error("the recording ends before {0}")]
     Beyond(String),
@@ -83,7 +90,10 @@ impl RecordingError {
     /// The exit status that goes with it.
     pub fn status(&self) -> ExitStatus {
         match self {
-            RecordingError::Replay(ReplayError::Divergence(_)) => ExitStatus::Divergence,
+            RecordingError::Replay(ReplayError::Divergence(_))
+            | RecordingError::Travel(TravelError::Replay(ReplayError::Divergence(_))) => {
+                ExitStatus::Divergence
+            }
             RecordingError::File { .. } => ExitStatus::Host,
             _ => ExitStatus::Configuration,
         }

@@ -9,6 +9,7 @@
 //!
 //! Twins: [`recorder`] makes one while a VM runs, [`player`] runs it again.
 
+mod debug;
 mod error;
 mod identity;
 mod listing;
@@ -17,6 +18,7 @@ mod manifest;
 mod player;
 mod recorder;
 
+pub use debug::{DebugSpec, Listen, debug};
 pub use error::RecordingError;
 pub use listing::{Event, Listing};
 pub(crate) use player::{LogFeed, Stretch};

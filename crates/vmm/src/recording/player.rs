@@ -202,9 +202,19 @@ impl Opened {
         Ok(Replayer::new(log)?)
     }
 
+    /// What it booted from.
+    pub fn boot_spec(&self) -> VmSpec {
+        let (kernel, initrd) = self.manifest.boot_files(&self.dir);
+        VmSpec {
+            initrd,
+            cmdline: self.manifest.boot.cmdline.clone(),
+            memory_size: self.spec.memory_size,
+            ..VmSpec::new(kernel)
+        }
+    }
+
     /// The VM as `inspect` shows it.
     fn vm_spec(&self, replay: &ReplaySpec) -> Result<VmSpec, VmError> {
-        let (kernel, initrd) = self.manifest.boot_files(&self.dir);
         if replay.nets.len() > self.spec.nics.len() {
             let (given, has) = (replay.nets.len(), self.spec.nics.len());
             let message =
@@ -213,9 +223,6 @@ impl Opened {
         }
         Ok(VmSpec {
             name: replay.name.clone(),
-            initrd,
-            cmdline: self.manifest.boot.cmdline.clone(),
-            memory_size: self.spec.memory_size,
             model: self.spec.model,
             engine: replay.engine,
             nets: replay.nets.clone(),
@@ -223,7 +230,7 @@ impl Opened {
             hvc: self.spec.console.then_some(ConsoleSpec::None),
             debug_exit: self.spec.debug_exit,
             no_reboot: self.manifest.no_reboot,
-            ..VmSpec::new(kernel)
+            ..self.boot_spec()
         })
     }
 
@@ -344,7 +351,7 @@ impl LogFeed {
             Progress::Reached if before == (machine.point(), self.replayer.number()) => {
                 Ok(Stretch::There)
             }
-            Progress::Reached => Ok(Stretch::On),
+            Progress::Reached | Progress::Breakpoint | Progress::Touched(_) => Ok(Stretch::On),
             Progress::Power(event) => Ok(Stretch::Power(event)),
             Progress::Shutdown => {
                 self.finish(machine, engine, ports)?;

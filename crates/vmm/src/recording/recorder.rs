@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use disk::{DiskSpec, Format};
+use disk::{DiskSpec, Format, Parent};
 use host::clock::monotonic_ns;
 use machine::Machine;
 use replay::Recorder;
@@ -21,8 +21,10 @@ use crate::{VmError, VmSpec};
 const FLUSH_NS: u64 = 500_000_000;
 /// Checks are this far apart at least, ns...
 const CHECK_NS: u64 = 5_000_000_000;
-/// ...and so many times what the last one took, so that they cost a hundredth at most.
+/// ...and so many times what the last one took, so that they cost a hundredth...
 const CHECK_COST_FACTOR: u64 = 100;
+/// ...but no farther than this, ns.
+const CHECK_NS_MAX: u64 = 20_000_000_000;
 
 /// How long the end of a VM waits for its disks' images to be read.
 const HASH_PATIENCE: Duration = Duration::from_secs(5);
@@ -94,7 +96,13 @@ pub(super) fn overlay(
     dir: &Path,
 ) -> Result<DiskSpec, RecordingError> {
     let path = dir.join(format!("disk{index}.qcow2"));
-    disk::create_overlay(&path, base).map_err(|source| RecordingError::Disk { index, source })?;
+    let failed = |source| RecordingError::Disk { index, source };
+    let base = DiskSpec { read_only: true, ..base.clone() };
+    let format = disk::backing_chain(&base).map_err(failed)?[0].1;
+    let size = disk::open(base.clone()).map_err(failed)?.size();
+    let name = base.path.canonicalize().map_err(RecordingError::file("find", &base.path))?;
+    let parent = Parent { path: name.clone(), format, size };
+    disk::empty_overlay(&path, &parent, &name).map_err(failed)?;
     Ok(DiskSpec { path, format: Some(Format::Qcow2), read_only: false })
 }
 
@@ -154,7 +162,8 @@ impl Recording {
                 recorder.check(machine, output());
             }
             let done = monotonic_ns();
-            self.check_at_ns = done + CHECK_NS.max((done - now) * CHECK_COST_FACTOR);
+            let cost = (done - now).saturating_mul(CHECK_COST_FACTOR);
+            self.check_at_ns = done + cost.clamp(CHECK_NS, CHECK_NS_MAX);
         }
         if now >= self.flush_at_ns {
             self.flush(machine);

@@ -1,0 +1,80 @@
+//! What debuggers and time travel need of a machine: its pages, which of them were touched since
+//! when, and bytes that are watched. None of it can be seen by the guest.
+
+use cpu::Exit;
+use memory::{Epoch, RamOffset};
+use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+
+use crate::machine::Machine;
+use crate::run::Stop;
+
+/// Watched bytes: marked as if they were code, so that the engine stops after a write to them.
+pub(crate) struct Watch {
+    at: RamOffset,
+    len: u64,
+    generation: u32,
+}
+
+impl Machine {
+    /// Pages of RAM.
+    pub fn pages(&self) -> u32 {
+        (self.ram.size() >> PAGE_SHIFT) as u32
+    }
+
+    /// Copies a page of RAM.
+    pub fn page(&self, page: u32, into: &mut [u8; PAGE_SIZE as usize]) {
+        self.ram.load_bytes(RamOffset(u64::from(page) << PAGE_SHIFT), into);
+    }
+
+    /// Overwrites a page of RAM, for going back in time.
+    pub fn put_page(&mut self, page: u32, bytes: &[u8; PAGE_SIZE as usize]) {
+        self.ram.write_in_page(RamOffset(u64::from(page) << PAGE_SHIFT), bytes);
+    }
+
+    /// Opens an epoch of RAM: from here pages are written and executed for the first time again.
+    pub fn begin_epoch(&mut self) -> Epoch {
+        self.vcpu.tlb.flush();
+        self.ram.begin_epoch()
+    }
+
+    /// Pages written in `epoch` or after.
+    pub fn pages_written_since(&self, epoch: Epoch) -> impl Iterator<Item = u32> + '_ {
+        self.ram.written_since(epoch).map(|page| page as u32)
+    }
+
+    /// Pages whose code may have been executed in `epoch` or after.
+    pub fn pages_executed_since(&self, epoch: Epoch) -> impl Iterator<Item = u32> + '_ {
+        self.ram.executed_since(epoch).map(|page| page as u32)
+    }
+
+    /// From now on [`Machine::run`] stops after an instruction that writes in the 64 bytes around
+    /// any of these ranges of RAM (first byte, length), which lie in one page each.
+    pub fn set_watches(&mut self, ranges: &[(RamOffset, u64)]) {
+        self.watches = ranges.iter().map(|&(at, len)| Watch { at, len, generation: 0 }).collect();
+        for index in 0..self.watches.len() {
+            self.arm(index);
+        }
+    }
+
+    fn arm(&mut self, index: usize) {
+        let Watch { at, len, .. } = self.watches[index];
+        debug_assert!((at.0 & PAGE_MASK) + len <= PAGE_SIZE);
+        if self.ram.mark_code(at, len) {
+            self.vcpu.tlb.revoke_write(at.page());
+        }
+        self.watches[index].generation = self.ram.code_generation(at.page());
+    }
+
+    /// Whether a debugger wants the machine to stop here.
+    pub(crate) fn debugger_stop(&mut self, exit: Exit) -> Option<Stop> {
+        if exit == Exit::Breakpoint {
+            return Some(Stop::Breakpoint);
+        }
+        let touched = |watch: &Watch| watch.generation != self.ram.code_generation(watch.at.page());
+        let index = self.watches.iter().position(touched)?;
+        for index in 0..self.watches.len() {
+            self.arm(index);
+        }
+        Some(Stop::Touched(index))
+    }
+}

@@ -1,0 +1,225 @@
+//! Checkpoints in memory along a replay: taken while it runs, dense near the end, sparser behind,
+//! never more than a budget.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use machine::Machine;
+use memory::Epoch;
+use saved::Sections;
+
+use crate::pages::{Page, Pages};
+use crate::sandbox::{Moment, Sandbox};
+use crate::travel::{Position, TravelError};
+
+/// Checkpoints that are kept close to each other, before and behind where the traveller is.
+const DENSE: usize = 48;
+/// Farther away, checkpoints are at most this far apart in the engine's work, ns.
+const SPARSE_NS: u64 = 1_000_000_000;
+/// Bytes of pages beyond which checkpoints are thinned out more.
+const SIZE_MAX: usize = 2 << 30;
+
+/// The machine at one point, but for its RAM, which is in [`Pages`].
+pub(crate) struct Checkpoint {
+    sections: Sections,
+    moment: Moment,
+    /// Number of the log entry that comes next.
+    pub entry: u64,
+    /// RAM pages that may differ from the checkpoint before.
+    changed: BTreeSet<u32>,
+    /// RAM pages in which instructions were executed up to the next checkpoint.
+    executed: BTreeSet<u32>,
+    /// What it took to come here from the checkpoint before, ns.
+    cost_ns: u64,
+}
+
+/// All checkpoints, and which of them RAM comes from.
+pub(crate) struct History {
+    checkpoints: BTreeMap<Position, Checkpoint>,
+    pages: Pages,
+    /// RAM is what it was at this checkpoint, but for pages written in `epoch` or after.
+    from: Position,
+    epoch: Epoch,
+    sparse_ns: u64,
+}
+
+impl History {
+    /// Begins with the machine as it is, at the beginning of its recording.
+    pub fn begin(machine: &mut Machine, sandbox: &Sandbox) -> History {
+        let from = Position::of(machine);
+        let epoch = machine.begin_epoch();
+        let mut history = History {
+            checkpoints: BTreeMap::new(),
+            pages: Pages::default(),
+            from,
+            epoch,
+            sparse_ns: SPARSE_NS,
+        };
+        for page in 0..machine.pages() {
+            history.pages.keep(page, from, &content(machine, page));
+        }
+        history.insert(machine, sandbox, 0, 0, BTreeSet::new());
+        history
+    }
+
+    fn insert(
+        &mut self,
+        machine: &Machine,
+        sandbox: &Sandbox,
+        entry: u64,
+        cost_ns: u64,
+        changed: BTreeSet<u32>,
+    ) {
+        let checkpoint = Checkpoint {
+            sections: machine.save(),
+            moment: sandbox.moment(),
+            entry,
+            changed,
+            executed: BTreeSet::new(),
+            cost_ns,
+        };
+        self.checkpoints.insert(Position::of(machine), checkpoint);
+    }
+
+    /// Takes a checkpoint where the machine is, which came here in `cost_ns` from the checkpoint
+    /// it was at last.
+    pub fn take(&mut self, machine: &mut Machine, sandbox: &Sandbox, entry: u64, cost_ns: u64) {
+        let here = Position::of(machine);
+        if self.checkpoints.contains_key(&here) {
+            return;
+        }
+        let mut changed = BTreeSet::new();
+        for page in machine.pages_written_since(self.epoch) {
+            if self.pages.keep(page, here, &content(machine, page)) {
+                changed.insert(page);
+            }
+        }
+        let executed: Vec<u32> = machine.pages_executed_since(self.epoch).collect();
+        if let Some(from) = self.checkpoints.get_mut(&self.from) {
+            from.executed.extend(executed);
+        }
+        self.insert(machine, sandbox, entry, cost_ns, changed);
+        if let Some((_, next)) = self.after(here) {
+            next.cost_ns = next.cost_ns.saturating_sub(cost_ns);
+            // What lay between is known of both parts together only.
+            let executed = self.checkpoints[&self.from].executed.clone();
+            self.checkpoints.get_mut(&here).expect("just made").executed = executed;
+        }
+        (self.from, self.epoch) = (here, machine.begin_epoch());
+        self.thin(here);
+    }
+
+    fn after(&mut self, at: Position) -> Option<(Position, &mut Checkpoint)> {
+        let later = (Bound::Excluded(at), Bound::Unbounded);
+        self.checkpoints.range_mut(later).next().map(|(position, it)| (*position, it))
+    }
+
+    /// Forgets checkpoints that are far from `here` and closer together than they need be.
+    fn thin(&mut self, here: Position) {
+        if self.pages.size() > SIZE_MAX {
+            self.sparse_ns = self.sparse_ns.saturating_mul(2);
+        }
+        let dense_from = self.checkpoints.range(..here).rev().nth(DENSE).map(|(at, _)| *at);
+        let Some(dense_from) = dense_from else { return };
+        let mut old: Vec<Position> =
+            self.checkpoints.range(..dense_from).skip(1).map(|(at, _)| *at).collect();
+        // All but the newest of them were looked at when they were the newest, unless the budget
+        // has become tighter.
+        if self.pages.size() <= SIZE_MAX {
+            old = old.split_off(old.len().saturating_sub(4));
+        }
+        for at in old {
+            self.forget_if_near(at);
+        }
+    }
+
+    fn forget_if_near(&mut self, at: Position) {
+        let cost_ns = self.checkpoints[&at].cost_ns;
+        let (from, sparse_ns) = (self.from, self.sparse_ns);
+        let Some((next_at, next)) = self.after(at) else { return };
+        if at == from || next.cost_ns + cost_ns > sparse_ns {
+            return;
+        }
+        let gone = self.checkpoints.remove(&at).expect("it was there");
+        for &page in &gone.changed {
+            self.pages.forget(page, at, next_at);
+        }
+        let (_, next) = self.after(at).expect("it was there");
+        next.cost_ns += cost_ns;
+        next.changed.extend(gone.changed);
+        if let Some((_, before)) = self.checkpoints.range_mut(..at).next_back() {
+            before.executed.extend(gone.executed);
+        }
+    }
+
+    /// The last checkpoint at `at` or before.
+    pub fn before(&self, at: Position) -> Position {
+        let found = self.checkpoints.range(..=at).next_back().or(self.checkpoints.iter().next());
+        *found.expect("there is the first one").0
+    }
+
+    /// The last checkpoint before `at`, or the first one.
+    pub fn strictly_before(&self, at: Position) -> Position {
+        let found = self.checkpoints.range(..at).next_back();
+        found.map_or_else(|| self.first(), |(position, _)| *position)
+    }
+
+    /// The next checkpoint after `at`.
+    pub fn next(&self, at: Position) -> Option<Position> {
+        let later = (Bound::Excluded(at), Bound::Unbounded);
+        self.checkpoints.range(later).next().map(|(position, _)| *position)
+    }
+
+    /// The first checkpoint.
+    pub fn first(&self) -> Position {
+        *self.checkpoints.keys().next().expect("there is the first one")
+    }
+
+    /// Whether, between the checkpoint at `at` and the next one, instructions of one of these RAM
+    /// pages may have been executed or one of those may have been written.
+    pub fn may_meet(&self, at: Position, executed: &[u32], written: &[u32]) -> bool {
+        let Some(next) = self.next(at).and_then(|next| self.checkpoints.get(&next)) else {
+            return true;
+        };
+        executed.iter().any(|page| self.checkpoints[&at].executed.contains(page))
+            || written.iter().any(|page| next.changed.contains(page))
+    }
+
+    /// Checkpoints, and bytes of pages in them.
+    pub fn size(&self) -> (usize, usize) {
+        (self.checkpoints.len(), self.pages.size())
+    }
+
+    /// The machine becomes what it was at the checkpoint at `at`; the number of the next entry.
+    pub fn go_to(
+        &mut self,
+        at: Position,
+        machine: &mut Machine,
+        sandbox: &mut Sandbox,
+    ) -> Result<u64, TravelError> {
+        let mut pages: BTreeSet<u32> = machine.pages_written_since(self.epoch).collect();
+        let (low, high) = (self.from.min(at), self.from.max(at));
+        let between = (Bound::Excluded(low), Bound::Included(high));
+        for checkpoint in self.checkpoints.range(between).map(|(_, checkpoint)| checkpoint) {
+            pages.extend(&checkpoint.changed);
+        }
+        for page in pages {
+            let now = content(machine, page);
+            let then = self.pages.content(page, at).map_or(&[0; 4096], |then| &**then);
+            if now != *then {
+                machine.put_page(page, then);
+            }
+        }
+        let checkpoint = &self.checkpoints[&at];
+        machine.restore(checkpoint.sections.clone())?;
+        sandbox.go_to(&checkpoint.moment);
+        (self.from, self.epoch) = (at, machine.begin_epoch());
+        Ok(checkpoint.entry)
+    }
+}
+
+fn content(machine: &Machine, page: u32) -> Page {
+    let mut bytes = [0; 4096];
+    machine.page(page, &mut bytes);
+    bytes
+}

@@ -1,0 +1,163 @@
+//! Debugging a recording with gdb, forwards and backwards.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use gdb::{Debugger, ServeError};
+use journal::{Entry, LogError};
+use machine::Machine;
+use travel::{Halt, Reboot, Sandbox, Travel};
+
+use super::RecordingError;
+use super::listing::Listing;
+use super::player::{Opened, Place};
+use crate::prepare::{BootFiles, engine};
+use crate::{EngineKind, VmError};
+
+/// Where gdb is to connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A unix socket, made there.
+    Unix(PathBuf),
+    /// A TCP port of this host.
+    Tcp(SocketAddr),
+}
+
+/// What is to be debugged.
+#[derive(Clone, Debug)]
+pub struct DebugSpec {
+    /// The recording's folder.
+    pub dir: PathBuf,
+    /// Where to begin.
+    pub at: Place,
+    /// What executes the guest's instructions.
+    pub engine: EngineKind,
+    /// Where gdb is to connect.
+    pub listen: Listen,
+    /// End when the first gdb has gone.
+    pub once: bool,
+}
+
+/// Serves gdb, one after the other; `on_ready` is told the address when gdb can connect.
+///
+/// # Errors
+/// [`VmError::Recording`].
+pub fn debug(spec: &DebugSpec, on_ready: impl FnOnce(&str)) -> Result<(), VmError> {
+    let mut travel = travel(&spec.dir, spec.engine)?;
+    go(&mut travel, spec.at)?;
+    let mut debugger = Debugger::new(travel);
+    let listener = Listener::bind(&spec.listen)?;
+    on_ready(&listener.address);
+    loop {
+        match listener.serve_next(&mut debugger) {
+            Ok(()) => {}
+            Err(RecordingError::Gdb(ServeError::Travel(error))) => {
+                return Err(RecordingError::Travel(error).into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if spec.once {
+            return Ok(());
+        }
+    }
+}
+
+/// Goes to a place of the recording.
+pub(super) fn go(travel: &mut Travel, place: Place) -> Result<(), RecordingError> {
+    let halt = match place {
+        Place::End => travel.go_to_branch(u64::MAX).map(|_| Halt::Reached),
+        Place::Branches(branches) => travel.go_to_branch(branches),
+        Place::Time(time) => travel.go_to_time(time),
+        Place::Event(number) => travel.go_to_entry(number),
+    }?;
+    if halt == Halt::End { Err(RecordingError::Beyond(place.to_string())) } else { Ok(()) }
+}
+
+/// A traveller at the beginning of the recording in `dir`.
+pub(super) fn travel(dir: &Path, kind: EngineKind) -> Result<Travel, VmError> {
+    let recording = Opened::open(dir)?;
+    let boot = BootFiles::open(&recording.boot_spec())?;
+    let mut machine = Machine::new(recording.spec.clone())?;
+    boot.boot(&mut machine)?;
+    let reboot: Reboot =
+        Box::new(move |machine| boot.boot(machine).map_err(|error| error.to_string()));
+    let sandbox = Sandbox::new(recording.scratch()?);
+    let no_reboot = recording.manifest.no_reboot;
+    let travel = Travel::new(machine, engine(kind)?, sandbox, entries(dir)?, reboot, no_reboot);
+    Ok(travel.map_err(RecordingError::from)?)
+}
+
+/// The whole log; up to where it is damaged, if it is.
+fn entries(dir: &Path) -> Result<Vec<Entry>, RecordingError> {
+    let mut listing = Listing::open(dir)?;
+    let mut entries = Vec::new();
+    loop {
+        match listing.next_event() {
+            Ok(Some(event)) => entries.push(event.entry),
+            Ok(None) => return Ok(entries),
+            Err(RecordingError::Log { source: source @ LogError::Damaged { .. }, .. }) => {
+                tracing::warn!("{source}; the recording is taken to end there");
+                return Ok(entries);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+struct Listener {
+    socket: Socket,
+    address: String,
+}
+
+enum Socket {
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    fn bind(listen: &Listen) -> Result<Listener, RecordingError> {
+        let (socket, address) = match listen {
+            Listen::Unix(path) => {
+                let bound = UnixListener::bind(path);
+                let socket = bound.map_err(RecordingError::file("listen at", path))?;
+                (Socket::Unix(socket, path.clone()), path.display().to_string())
+            }
+            Listen::Tcp(address) => {
+                let failed = RecordingError::file("listen at", Path::new("the TCP port"));
+                let bound = TcpListener::bind(address);
+                let bound = bound.and_then(|socket| Ok((socket.local_addr()?, socket)));
+                let (address, socket) = bound.map_err(failed)?;
+                (Socket::Tcp(socket), address.to_string())
+            }
+        };
+        Ok(Listener { socket, address })
+    }
+
+    fn serve_next(&self, debugger: &mut Debugger) -> Result<(), RecordingError> {
+        let failed = |source: io::Error| {
+            RecordingError::file("accept gdb at", Path::new(&self.address))(source)
+        };
+        match &self.socket {
+            Socket::Unix(socket, _) => {
+                let (connection, _) = socket.accept().map_err(failed)?;
+                gdb::serve(debugger, connection)?;
+            }
+            Socket::Tcp(socket) => {
+                let (connection, _) = socket.accept().map_err(failed)?;
+                connection.set_nodelay(true).map_err(failed)?;
+                gdb::serve(debugger, connection)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Socket::Unix(_, path) = &self.socket {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
