@@ -1,5 +1,5 @@
 //! Fuzz targets, one per door that takes bytes nobody vouches for: drivers in the guest, kernel
-//! files, disk images, saved state, guest code, and what users type.
+//! files, disk images, saved state, event logs, guest code, and what users type.
 //!
 //! A target is a function from bytes to nothing that panics when something that must hold does
 //! not. libFuzzer's programs in `src/bin` call it with `cargo xtask fuzz`; `tests/replay.rs` calls
@@ -12,6 +12,7 @@ pub mod disk;
 pub mod guest;
 mod input;
 pub mod kernel;
+pub mod log;
 mod rig;
 pub mod saved;
 pub mod values;
@@ -32,7 +33,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "virtio", run: virtio::run },
     Target { name: "kernel", run: kernel::run },
     Target { name: "disk", run: disk::run },
@@ -40,4 +41,5 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "guest", run: guest::run },
     Target { name: "chipset", run: chipset::run },
     Target { name: "values", run: values::run },
+    Target { name: "log", run: log::run },
 ];

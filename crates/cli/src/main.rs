@@ -45,6 +45,8 @@ enum Verb {
     Verify(verbs::verify::Verify),
     Events(verbs::events::Events),
     Debug(verbs::debug::Debug),
+    Trace(verbs::trace::Trace),
+    Bisect(verbs::bisect::Bisect),
 }
 
 impl Verb {
@@ -62,6 +64,8 @@ impl Verb {
             Verb::Verify(verify) => verify.run(),
             Verb::Events(events) => events.run(),
             Verb::Debug(debug) => debug.run(),
+            Verb::Trace(trace) => trace.run(),
+            Verb::Bisect(bisect) => bisect.run(),
         }
     }
 }

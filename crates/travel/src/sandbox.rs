@@ -14,6 +14,8 @@ const CONSOLE_MAX: usize = 64 << 10;
 pub struct Sandbox {
     disks: Vec<ScratchDisk>,
     state: State,
+    /// What left the machine, where somebody wants to know.
+    traced: Option<Vec<Output>>,
 }
 
 #[derive(Clone, Default)]
@@ -35,12 +37,20 @@ pub(crate) struct Moment {
 impl Sandbox {
     /// A sandbox with these disks.
     pub fn new(disks: Vec<ScratchDisk>) -> Sandbox {
-        Sandbox { disks, state: State::default() }
+        Sandbox { disks, state: State::default(), traced: None }
     }
 
     /// The last bytes that the first serial port printed.
     pub fn console(&self) -> &[u8] {
         &self.state.console
+    }
+
+    pub(crate) fn trace(&mut self, tracing: bool) {
+        self.traced = tracing.then(Vec::new);
+    }
+
+    pub(crate) fn take_traced(&mut self) -> Vec<Output> {
+        self.traced.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     pub(crate) fn moment(&self) -> Moment {
@@ -83,6 +93,9 @@ fn operate(disk: &mut ScratchDisk, operation: DiskOperation) -> Result<Vec<u8>, 
 impl Outside for Sandbox {
     fn output(&mut self, output: Output) {
         self.state.digest.add(&output);
+        if let Some(traced) = &mut self.traced {
+            traced.push(output.clone());
+        }
         match output {
             Output::Console { port: 0, bytes } => {
                 let console = &mut self.state.console;

@@ -88,11 +88,24 @@ impl Travel {
         stops: &Stops,
         interrupted: &mut dyn FnMut() -> bool,
     ) -> Result<Halt, TravelError> {
+        self.go_on_to(stops, Target::END, interrupted)
+    }
+
+    /// As [`Travel::go_on`], to `target` at most.
+    ///
+    /// # Errors
+    /// As all journeys.
+    pub fn go_on_to(
+        &mut self,
+        stops: &Stops,
+        target: Target,
+        interrupted: &mut dyn FnMut() -> bool,
+    ) -> Result<Halt, TravelError> {
         let mut watched = Watched::find(self, stops);
         let halt = match self.step_over(&mut watched)? {
             Some(halt) => Ok(halt),
             None => self.with_stops(stops, &watched.pieces.clone(), |travel| {
-                travel.seek_stop(Target::END, &mut watched, interrupted)
+                travel.seek_stop(target, &mut watched, interrupted)
             }),
         }?;
         Ok(halt)
@@ -112,12 +125,13 @@ impl Travel {
         pieces: &[(RamOffset, u64)],
         body: impl FnOnce(&mut Travel) -> Result<T, TravelError>,
     ) -> Result<T, TravelError> {
-        self.engine.set_breakpoints(&stops.breakpoints);
+        // Translations go when breakpoints change, so they stay until others are wanted.
+        if self.breakpoints != stops.breakpoints {
+            self.breakpoints.clone_from(&stops.breakpoints);
+            self.engine.set_breakpoints(&stops.breakpoints);
+        }
         self.machine.set_watches(pieces);
         let result = body(self);
-        if !stops.breakpoints.is_empty() {
-            self.engine.set_breakpoints(&[]);
-        }
         self.machine.set_watches(&[]);
         result
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cpu::Engine;
 use devices::PowerEvent;
-use journal::{Entry, LogError};
+use journal::{Entry, LogError, Output};
 use machine::Machine;
 use replay::{Entries, Progress, ReplayError, Replayer, Target};
 use saved::RestoreError;
@@ -109,6 +109,8 @@ pub struct Travel {
     pub(crate) history: History,
     reboot: Reboot,
     no_reboot: bool,
+    /// What the engine stops at.
+    pub(crate) breakpoints: Vec<u64>,
     /// The engine's work since the last checkpoint, ns.
     cost_ns: u64,
     at_end: bool,
@@ -163,6 +165,7 @@ impl Travel {
             history,
             reboot,
             no_reboot,
+            breakpoints: Vec::new(),
             cost_ns: 0,
             at_end: false,
             patience: None,
@@ -184,6 +187,24 @@ impl Travel {
     /// with [`Halt::Interrupted`], and the same call goes on.
     pub fn set_patience(&mut self, patience: Option<Duration>) {
         self.patience = patience;
+    }
+
+    /// From now on what leaves the machine is kept for [`Travel::take_outputs`], or not.
+    pub fn trace_outputs(&mut self, tracing: bool) {
+        self.sandbox.trace(tracing);
+    }
+
+    /// What left the machine since the last call, if outputs are traced.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        self.sandbox.take_traced()
+    }
+
+    /// Journeys other than those with stops are not to be stopped.
+    fn clear_breakpoints(&mut self) {
+        if !self.breakpoints.is_empty() {
+            self.breakpoints.clear();
+            self.engine.set_breakpoints(&[]);
+        }
     }
 
     /// Where the machine is.
@@ -293,6 +314,7 @@ impl Travel {
     }
 
     fn travel_to(&mut self, target: Target) -> Result<Halt, TravelError> {
+        self.clear_breakpoints();
         self.until = self.patience.map(|patience| Instant::now() + patience);
         let halt = self.run(target);
         self.until = None;
@@ -316,6 +338,7 @@ impl Travel {
     }
 
     fn run_to_branch(&mut self, branches: u64) -> Result<Halt, TravelError> {
+        self.clear_breakpoints();
         self.run(Target { branches, ..Target::END })
     }
 

@@ -42,8 +42,8 @@ pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};
 pub use process::run;
 pub use recording::{
-    DebugSpec, Event, Listen, Listing, Place, RecordingError, ReplayReport, ReplaySpec, debug,
-    replay,
+    BisectSpec, DebugSpec, Event, Found, Listen, Listing, Place, Predicate, RecordingError,
+    ReplayReport, ReplaySpec, TraceLine, TraceSpec, TraceWhat, bisect, debug, replay, trace,
 };
 pub use spec::{
     Checks, EngineKind, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind, NetSpec,

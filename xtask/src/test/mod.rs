@@ -37,6 +37,7 @@ pub const PACKAGES: &[&str] = &[
     "passt",
     "openssl",
     "curl",
+    "gdb",
 ];
 /// What the slow tests call besides.
 const SLOW_PACKAGES: &[&str] = &["gcc-multilib", "qemu-system-x86"];

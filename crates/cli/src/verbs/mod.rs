@@ -1,5 +1,6 @@
 //! One file per verb.
 
+pub mod bisect;
 pub mod console;
 pub mod debug;
 pub mod events;
@@ -10,6 +11,7 @@ pub mod replay;
 pub mod resume;
 pub mod run;
 pub mod stop;
+pub mod trace;
 pub mod verify;
 
 use vmm::client::ClientError;

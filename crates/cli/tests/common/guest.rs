@@ -69,6 +69,12 @@ impl Guest {
         self.bytes(&[0xb9, a, b, c, d, 0x49, 0x75, 0xfd])
     }
 
+    /// Writes a word of memory.
+    pub fn store(self, address: u32, value: u32) -> Guest {
+        let ([a, b, c, d], [e, f, g, h]) = (address.to_le_bytes(), value.to_le_bytes());
+        self.bytes(&[0xc7, 0x05, a, b, c, d, e, f, g, h])
+    }
+
     /// Waits, busily, for the power button.
     pub fn wait_power_button(self) -> Guest {
         // mov dx, 0x600; 1: in ax, dx; test ah, 1; jz 1b

@@ -134,7 +134,7 @@ impl Coder {
             kind::END => What::End,
             kind => What::Input(self.decode_input(kind, body)?),
         };
-        Ok(Entry { point: self.point, at: VirtualTime(self.at_us.saturating_mul(1000)), what })
+        Ok(Entry { point: self.point, at: VirtualTime(self.at_us * 1000), what })
     }
 
     fn decode_place(&mut self, head: u8, body: &mut &[u8]) -> Result<(), &'static str> {
@@ -143,7 +143,8 @@ impl Coder {
         }
         let forward = "a place beyond the end of time";
         let branches = self.point.branches.checked_add(get(body)?).ok_or(forward)?;
-        let at_us = self.at_us.checked_add(get(body)?).ok_or(forward)?;
+        let at_us = self.at_us.checked_add(get(body)?).filter(|at| *at <= u64::MAX / 1000);
+        let at_us = at_us.ok_or(forward)?;
         let rip = match (head >> RIP_SHIFT) & RIP_FOLLOWS {
             RIP_FOLLOWS => self.point.rip.wrapping_add(unzigzag(get(body)?)),
             index => {

@@ -9,6 +9,7 @@
 //!
 //! Twins: [`recorder`] makes one while a VM runs, [`player`] runs it again.
 
+mod bisect;
 mod debug;
 mod error;
 mod identity;
@@ -17,10 +18,14 @@ mod log_file;
 mod manifest;
 mod player;
 mod recorder;
+mod trace;
 
+pub use bisect::{BisectSpec, Found, Predicate, bisect};
 pub use debug::{DebugSpec, Listen, debug};
 pub use error::RecordingError;
 pub use listing::{Event, Listing};
+use player::Opened;
 pub(crate) use player::{LogFeed, Stretch};
 pub use player::{Place, ReplayReport, ReplaySpec, replay};
 pub(crate) use recorder::{Recording, set_up};
+pub use trace::{TraceLine, TraceSpec, TraceWhat, trace};

@@ -1,0 +1,182 @@
+//! gdb itself on a recording (L1, L2): forwards, backwards, and who wrote it.
+
+mod common;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::guest::Guest;
+use common::{Place, finish, text, wait_for};
+
+/// Counts down twice with a store of 1, then 2, to 0x300000 between, and powers off.
+fn guest() -> Vec<u8> {
+    Guest::new()
+        .count_down(200_000)
+        .store(0x30_0000, 1)
+        .count_down(300_000)
+        .store(0x30_0000, 2)
+        .count_down(400_000)
+        .print("done\n")
+        .power_off()
+        .image()
+}
+
+fn record(place: &Place) -> std::path::PathBuf {
+    let kernel = place.file("k", &guest());
+    let dir = place.path("rec");
+    let arguments = ["run", "--memory", "4M", "--kernel", kernel.to_str().unwrap()];
+    let output = place.run(&[&arguments[..], &["--record", dir.to_str().unwrap()]].concat());
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "done\n".into()));
+    dir
+}
+
+/// What gdb says to a script, with `doppel debug` at the other end.
+fn gdb(place: &Place, dir: &Path, engine: &str, script: &[&str]) -> String {
+    let socket = place.path("gdb.sock");
+    let arguments = ["debug", dir.to_str().unwrap(), "--once", "--engine", engine, "--listen"];
+    let mut command = place.doppel(&[&arguments[..], &[socket.to_str().unwrap()]].concat());
+    let server = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the socket", || socket.exists());
+    let mut file = std::fs::File::create(place.path("script")).unwrap();
+    for line in ["set pagination off", "set confirm off", "set width 0"] {
+        writeln!(file, "{line}").unwrap();
+    }
+    writeln!(file, "target remote {}", socket.display()).unwrap();
+    script.iter().for_each(|line| writeln!(file, "{line}").unwrap());
+    writeln!(file, "detach").unwrap();
+    let gdb = Command::new("gdb")
+        .args(["-nx", "-batch", "-x", place.path("script").to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("gdb is installed: cargo xtask test says how");
+    let (said, served) = (finish(gdb), finish(server));
+    assert_eq!(text(&served.stderr), "", "{}", text(&said.stdout));
+    text(&said.stdout) + &text(&said.stderr)
+}
+
+fn has(said: &str, words: &[&str]) {
+    let mut rest = said;
+    for word in words {
+        let at = rest.find(word).unwrap_or_else(|| panic!("no {word:?} after that in:\n{said}"));
+        rest = &rest[at + word.len()..];
+    }
+}
+
+#[test]
+fn gdb_finds_the_writes_backwards_from_the_end() {
+    let place = Place::new();
+    let dir = record(&place);
+    for engine in ["translate", "interp"] {
+        let said = gdb(
+            &place,
+            &dir,
+            engine,
+            &[
+                "continue",
+                "monitor where",
+                "watch *(int*)0x300000",
+                "reverse-continue",
+                "monitor where",
+                "reverse-continue",
+                "monitor where",
+                "reverse-continue",
+                "continue",
+                "monitor where",
+                "delete",
+                "monitor seek end",
+                "monitor last-write 0x300000 4",
+            ],
+        );
+        has(
+            &said,
+            &[
+                "No more reverse-execution history",
+                "branch 900003",
+                "Hardware watchpoint 1: *(int*)0x300000",
+                "Old value = 2",
+                "New value = 1",
+                "branch 500000",
+                "Old value = 1",
+                "New value = 0",
+                "branch 200000",
+                "No more reverse-execution history",
+                "Old value = 0",
+                "New value = 1",
+                "branch 200000",
+                "last changed by the instruction at branch 500000",
+            ],
+        );
+    }
+}
+
+#[test]
+fn gdb_steps_to_and_fro_and_meets_breakpoints() {
+    let place = Place::new();
+    let dir = record(&place);
+    let script = [
+        "monitor seek 100000",
+        "maintenance flush register-cache",
+        "set $there = $rip",
+        "stepi",
+        "stepi",
+        "stepi",
+        "reverse-stepi",
+        "reverse-stepi",
+        "reverse-stepi",
+        "print $there == $rip",
+        "print $branches",
+        "hbreak *$rip",
+        "reverse-continue",
+        "print $branches",
+        "continue",
+        "print $branches",
+        "delete",
+        "monitor seek #0",
+        "maintenance flush register-cache",
+        "print $branches",
+        "reverse-stepi",
+        "print $rip",
+    ];
+    for engine in ["translate", "interp"] {
+        let said = gdb(&place, &dir, engine, &script);
+        let words = ["$1 = 1", "$2 = 100000", "$3 = 99999", "$4 = 100000", "$5 = 0"];
+        has(&said, &[&words[..], &["No more reverse-execution history", "0x100020"]].concat());
+    }
+}
+
+#[test]
+fn bisect_finds_the_first_point_and_trace_tells_what_is_between() {
+    let place = Place::new();
+    let dir = record(&place);
+    let dir = dir.to_str().unwrap();
+    for engine in ["translate", "interp"] {
+        for (when, words) in [
+            ("u32[0x300000] == 2", "branch 500000 "),
+            ("u32[0x300000] == 1", "branch 200000 "),
+            ("u8[0x300000] > 0 && rcx == 399999", "branch 500000 "),
+            ("rcx == 77", "branch 199923 "),
+        ] {
+            let found = place.run(&["bisect", dir, "--when", when, "--engine", engine]);
+            let said = text(&found.stdout);
+            assert!(said.starts_with(words), "{when}: {said} {}", text(&found.stderr));
+        }
+        let never = ["bisect", dir, "--when", "u32[0x300000] == 3", "--engine", engine];
+        let never = place.run(&never);
+        assert_eq!(never.status.code(), Some(2));
+        assert!(text(&never.stderr).contains("nowhere"));
+        let trace = ["trace", dir, "--what", "branches", "--from", "1000", "--to", "1003"];
+        let lines = text(&place.run(&[&trace[..], &["--engine", engine]].concat()).stdout);
+        let lines: Vec<&str> = lines.lines().collect();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        for (line, count) in lines.iter().zip(1001..) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            assert_eq!(
+                (words[0], words[2], words[3]),
+                (&*count.to_string(), "0x100026", "0x100025")
+            );
+        }
+    }
+}
