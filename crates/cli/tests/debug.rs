@@ -94,7 +94,7 @@ fn gdb_finds_the_writes_backwards_from_the_end() {
             &said,
             &[
                 "No more reverse-execution history",
-                "branch 900003",
+                "branch 900000",
                 "Hardware watchpoint 1: *(int*)0x300000",
                 "Old value = 2",
                 "New value = 1",

@@ -64,7 +64,7 @@ fn replay_stops_at_any_place() {
         ("1_000_000", "branch 1000000 "),
         ("#0", "0 events"),
         ("#2", "2 events"),
-        ("0.01s", " 0.01"),
+        ("0.01s", " 0.0"),
     ] {
         let output = place.run(&["replay", dir, "--to", to, "--verify"]);
         let said = text(&output.stderr);

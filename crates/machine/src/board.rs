@@ -121,6 +121,13 @@ impl Board {
         Ok(board)
     }
 
+    /// Drops what is on its way from a device to the vCPU, the outside or the monitor.
+    pub(crate) fn forget_in_flight(&mut self) {
+        self.messages.clear();
+        self.outputs.clear();
+        (self.console_waiting, self.power_event, self.attention) = (0, None, false);
+    }
+
     fn plug(&mut self, spec: &MachineSpec) -> Result<(), MachineError> {
         for (index, disk) in spec.disks.iter().enumerate() {
             let blk = blk::Blk::new(blk::BlkSpec {

@@ -56,6 +56,8 @@ impl Machine {
     /// # Errors
     /// [`RestoreError`] naming the section at fault; the machine is then not to be used.
     pub fn restore(&mut self, mut sections: Sections) -> Result<(), RestoreError> {
+        // Between runs nothing is in flight, but a machine that ended may have been left like that.
+        self.board.forget_in_flight();
         let state: MachineSaved = sections.restore(0)?;
         state.check()?;
         (self.board.clock, self.board.timers) = (state.clock, state.timers);

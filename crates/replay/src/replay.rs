@@ -5,7 +5,7 @@ use std::io::Read;
 
 use cpu::Engine;
 use devices::PowerEvent;
-use journal::{Check, Entry, LogError, LogReader, What};
+use journal::{Check, Entry, Input, LogError, LogReader, What};
 use machine::{Machine, Outside, Stop};
 use types::{ExecutionPoint, VirtualTime};
 
@@ -198,6 +198,11 @@ impl Replayer {
             };
             if let Some(progress) = rig.approach(entry.point, target)? {
                 return Ok(progress);
+            }
+            if let What::Input(Input::ClockAnchor { advance_ns, .. }) = entry.what
+                && rig.machine.now().saturating_add_ns(advance_ns) > target.time
+            {
+                return Ok(Progress::Reached);
             }
             if let Some(progress) = self.take_up(&mut rig)? {
                 return Ok(progress);

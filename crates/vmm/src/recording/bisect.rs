@@ -1,8 +1,9 @@
 //! The first point of a recording at which something is so.
 //!
 //! Memory that a predicate names is watched and instructions it names are breakpoints, so that the
-//! guest runs at full speed in between. What cannot be watched (other registers, memory before it
-//! is mapped) is looked at in stretches, and the stretch in which it comes true is searched.
+//! guest runs at full speed in between. Other registers are looked at after every instruction, but
+//! only where all the rest holds. Memory that is not mapped yet is looked at in stretches, and the
+//! stretch in which it comes true is searched.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -122,6 +123,13 @@ impl Value {
 }
 
 impl Condition {
+    fn is_watched(&self) -> bool {
+        match self.value {
+            Value::Memory { .. } => true,
+            Value::Register(index) => index == gpr::RIP && self.operator == Operator::Equal,
+        }
+    }
+
     fn holds(&self, travel: &Travel) -> bool {
         let Some(value) = self.value.of(travel) else { return false };
         match self.operator {
@@ -138,6 +146,12 @@ impl Condition {
 impl Predicate {
     fn holds(&self, travel: &Travel) -> bool {
         self.0.iter().all(|condition| condition.holds(travel))
+    }
+
+    /// Whether nothing but what cannot be watched is missing, so that each instruction counts.
+    fn is_near(&self, travel: &Travel) -> bool {
+        let (watched, other): (Vec<_>, Vec<_>) = self.0.iter().partition(|it| it.is_watched());
+        !other.is_empty() && watched.iter().all(|condition| condition.holds(travel))
     }
 
     fn stops(&self) -> Stops {
@@ -189,6 +203,12 @@ fn first(travel: &mut Travel, when: &Predicate) -> Result<bool, TravelError> {
     loop {
         if when.holds(travel) {
             return Ok(true);
+        }
+        if when.is_near(travel) {
+            if travel.step()? == Halt::End {
+                return Ok(false);
+            }
+            continue;
         }
         let before = travel.position();
         let target = Target::branches(before.branches + STRETCH);
