@@ -85,7 +85,8 @@ pub(super) fn travel(dir: &Path, kind: EngineKind) -> Result<Travel, VmError> {
         Box::new(move |machine| boot.boot(machine).map_err(|error| error.to_string()));
     let sandbox = Sandbox::new(recording.scratch()?);
     let no_reboot = recording.manifest.no_reboot;
-    let travel = Travel::new(machine, engine(kind)?, sandbox, entries(dir)?, reboot, no_reboot);
+    let travel =
+        Travel::new(machine, engine(kind, None)?, sandbox, entries(dir)?, reboot, no_reboot);
     Ok(travel.map_err(RecordingError::from)?)
 }
 
