@@ -41,4 +41,4 @@ pub use error::BootError;
 pub use load::{BootSpec, BootState, KernelKind, load};
 pub use memory_map::{MemoryRange, RangeKind, memory_map};
 pub use payload::Compressor;
-pub use places::{ECAM, ECAM_SIZE};
+pub use places::{ECAM, ECAM_SIZE, GENERATION, GENERATION_EVENT};

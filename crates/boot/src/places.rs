@@ -25,6 +25,10 @@ pub(crate) const CMDLINE: u64 = 0x2_0000;
 pub(crate) const CMDLINE_SIZE_MAX: u64 = 0x1_0000;
 /// Extended BIOS data area: usable memory below it, reserved from here to 640 KiB.
 pub(crate) const EBDA: u64 = 0x9_fc00;
+/// VM generation id, 16 bytes: reserved, and not where BIOS data may be.
+pub const GENERATION: u64 = 0x9_fe00;
+/// General-purpose event that tells of a new VM generation id.
+pub const GENERATION_EVENT: u8 = 5;
 /// End of base memory.
 pub(crate) const BASE_MEMORY_END: u64 = 0xa_0000;
 /// PCI's memory-mapped configuration space of 256 buses.

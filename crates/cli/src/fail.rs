@@ -11,6 +11,9 @@ pub enum Fail {
     /// A VM cannot be had, or ended badly.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A checkpoint is no good.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
     /// A running VM did not do what it was asked.
     #[error("{name}: {source}")]
     Client {
@@ -42,7 +45,7 @@ impl Fail {
             Fail::Vm(error) => error.status(),
             Fail::Client { source: ClientError::Refused(_), .. } => ExitStatus::Configuration,
             Fail::Client { .. } | Fail::Host { .. } => ExitStatus::Host,
-            Fail::NoVm(_) | Fail::Usage(_) => ExitStatus::Configuration,
+            Fail::NoVm(_) | Fail::Checkpoint(_) | Fail::Usage(_) => ExitStatus::Configuration,
         }
     }
 }

@@ -47,6 +47,20 @@ pub enum Input {
         /// Whether the link is up.
         up: bool,
     },
+    /// The machine is a copy of one that goes on elsewhere, or goes on from its own past: the guest
+    /// is told by a new VM generation id, and renews its random numbers.
+    Generation {
+        /// The id.
+        id: [u8; 16],
+    },
+    /// Network card `nic` has another Ethernet address from now on, which its driver sees when it
+    /// looks next.
+    NetAddress {
+        /// Index of the card.
+        nic: u32,
+        /// The address.
+        mac: [u8; 6],
+    },
 }
 
 /// What leaves the machine for the outside world. It is never logged, only checked.

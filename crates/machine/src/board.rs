@@ -391,6 +391,12 @@ impl Board {
         self.com.get(index).map_or(0, Serial::receive_room)
     }
 
+    pub(crate) fn raise_gpe(&mut self, ram: &mut Ram, now: VirtualTime, event: u8) {
+        let mut effects = Effects::default();
+        self.power.raise_gpe(&mut DeviceContext { now, ram, effects: &mut effects }, event);
+        self.take_effects(Id::Power as u32, effects);
+    }
+
     pub(crate) fn press_power_button(&mut self, ram: &mut Ram, now: VirtualTime) {
         let mut effects = Effects::default();
         self.power.press_power_button(&mut DeviceContext { now, ram, effects: &mut effects });
@@ -398,7 +404,7 @@ impl Board {
     }
 }
 
-fn expand_seed(seed: u64) -> [u8; 32] {
+pub(crate) fn expand_seed(seed: u64) -> [u8; 32] {
     let mut bytes = [0; 32];
     for (index, chunk) in bytes.chunks_exact_mut(8).enumerate() {
         let word = xxhash_rust::xxh3::xxh3_64_with_seed(&[index as u8], seed);

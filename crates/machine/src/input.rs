@@ -2,7 +2,7 @@
 
 use devices::pci::Delivery;
 use journal::Input;
-use types::{ExecutionPoint, VirtualTime};
+use types::{ExecutionPoint, Gpa, VirtualTime};
 
 use crate::board::Id;
 use crate::machine::Machine;
@@ -33,6 +33,16 @@ impl Machine {
             }
             Input::NetLink { nic, up } => self.deliver_to_nic(nic, Delivery::Link(up), now),
             Input::PowerButton => self.board.press_power_button(&mut self.ram, now),
+            Input::Generation { id } => {
+                self.set_generation(id);
+                self.board.raise_gpe(&mut self.ram, now, boot::GENERATION_EVENT);
+            }
+            Input::NetAddress { nic, mac } => {
+                if let Some(spec) = self.spec.nics.get_mut(nic as usize) {
+                    spec.mac = mac;
+                }
+                self.deliver_to_nic(nic, Delivery::Address(mac), now);
+            }
         }
         self.settle(outside);
     }
@@ -63,6 +73,17 @@ impl Machine {
         if let Some(&slot) = self.board.nic_slots.get(nic as usize) {
             self.board.call_pci(&mut self.ram, now, |pci, cx| pci.deliver(cx, slot, delivery));
         }
+    }
+
+    fn set_generation(&mut self, id: [u8; 16]) {
+        self.ram.write(Gpa(boot::GENERATION), &id).expect("base memory is there");
+    }
+
+    /// The VM generation id that the guest sees.
+    pub fn generation(&self) -> [u8; 16] {
+        let mut id = [0; 16];
+        self.ram.read(Gpa(boot::GENERATION), &mut id).expect("base memory is there");
+        id
     }
 
     /// Bytes that console `port` can take in before some would be lost.

@@ -1,12 +1,15 @@
 //! The machine: one vCPU, RAM and a board.
 
-use boot::{BootError, BootSpec, BootState, Entry, KernelKind};
+use boot::{BootError, BootSpec, BootState, Entry, KernelKind, PlatformTables};
 use cpu::{Seg, Vcpu, gpr};
 use memory::{CowGuest, Epoch, Ram};
 use types::{ExecutionPoint, VirtualTime};
 
 use crate::board::Board;
 use crate::spec::{MachineError, MachineSpec};
+
+/// A VM generation id that nobody has set yet.
+const UNSET: [u8; 16] = [0; 16];
 
 /// A whole computer.
 pub struct Machine {
@@ -47,6 +50,14 @@ impl Machine {
     /// # Errors
     /// [`BootError`] saying what is wrong with the files.
     pub fn boot(&mut self, spec: &BootSpec<'_>) -> Result<KernelKind, BootError> {
+        // A reset leaves the id; a machine that is new has one of its seed.
+        let generation = match self.generation() {
+            UNSET => crate::board::expand_seed(!self.spec.seed).first_chunk().copied(),
+            id => Some(id),
+        };
+        let generation = generation.unwrap_or_default();
+        let tables = PlatformTables { generation, ..spec.tables.clone() };
+        let spec = &BootSpec { tables: &tables, ..*spec };
         let BootState { kind, entry } = boot::load(&mut self.ram, spec)?;
         self.enter(&entry);
         Ok(kind)

@@ -327,6 +327,11 @@ impl Ram {
         self.traps.begin_copy_on_write(guest)
     }
 
+    /// The epoch of the first write there could be.
+    pub fn first_epoch(&self) -> Epoch {
+        Epoch(1)
+    }
+
     /// RAM pages (indices) written in `epoch` or after, in order.
     pub fn written_since(&self, epoch: Epoch) -> impl Iterator<Item = usize> + '_ {
         let pages = (self.size() >> PAGE_SHIFT) as usize;

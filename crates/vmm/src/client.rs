@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{ErrorReply, StateReply, StopRequest};
-use crate::{Metrics, State, VmInfo};
+use crate::{CheckpointRequest, CheckpointStatus, Metrics, State, VmInfo};
 
 /// How long a VM may take to answer.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -93,6 +93,34 @@ impl<'a> Client<'a> {
     /// See [`Client::inspect`].
     pub fn power_button(&self) -> Result<State, ClientError> {
         self.put("/vm/power-button", String::new())
+    }
+
+    /// Starts a checkpoint.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn start_checkpoint(
+        &self,
+        request: &CheckpointRequest,
+    ) -> Result<CheckpointStatus, ClientError> {
+        let body = serde_json::to_string(request).unwrap_or_default();
+        self.call(Method::PUT, "/vm/checkpoint", body)
+    }
+
+    /// How far the last checkpoint is.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn checkpoint(&self) -> Result<CheckpointStatus, ClientError> {
+        self.call(Method::GET, "/vm/checkpoint", String::new())
+    }
+
+    /// Gives up the checkpoint that is being taken.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn cancel_checkpoint(&self) -> Result<CheckpointStatus, ClientError> {
+        self.call(Method::DELETE, "/vm/checkpoint", String::new())
     }
 
     fn put(&self, path: &str, body: String) -> Result<State, ClientError> {

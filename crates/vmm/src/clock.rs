@@ -35,8 +35,8 @@ const NOMINAL_RATE_MILLINS: u64 = machine::MachineSpec::NOMINAL_RATE;
 /// Relation of virtual time to the host's monotonic clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LiveClock {
-    /// Host time at virtual time 0.
-    origin_ns: u64,
+    /// Host time at virtual time 0; before the host's clock began if the machine is older.
+    origin_ns: i64,
     /// What a branch takes on this host, thousandths of a nanosecond, smoothed.
     cost_millins: u64,
     /// The rate in force.
@@ -60,7 +60,7 @@ impl LiveClock {
     /// Virtual time is `now` at `host_ns`.
     pub fn new(host_ns: u64, now: VirtualTime) -> LiveClock {
         LiveClock {
-            origin_ns: host_ns.saturating_sub(now.0),
+            origin_ns: (host_ns as i64).saturating_sub_unsigned(now.0),
             cost_millins: NOMINAL_RATE_MILLINS,
             rate_millins: NOMINAL_RATE_MILLINS,
             measured: 0,
@@ -99,7 +99,7 @@ impl LiveClock {
     /// The anchor that virtual time `now` needs when the host's clock is at `host_ns`, if it has
     /// strayed too far.
     pub fn correct(&mut self, host_ns: u64, now: VirtualTime) -> Option<Anchor> {
-        let target = host_ns.saturating_sub(self.origin_ns);
+        let target = (host_ns as i64).saturating_sub(self.origin_ns).max(0) as u64;
         let (lag, lead) = (target.saturating_sub(now.0), now.0.saturating_sub(target));
         let bound = self.bound(host_ns);
         let (rate, cost) = (self.rate_millins, self.cost_millins);
@@ -137,12 +137,12 @@ impl LiveClock {
 
     /// The machine stood still for `held_ns`, on purpose: virtual time does too.
     pub fn hold(&mut self, held_ns: u64) {
-        self.origin_ns += held_ns;
+        self.origin_ns = self.origin_ns.saturating_add_unsigned(held_ns);
     }
 
     /// Host time at which virtual time is `vtime`.
     pub fn host_ns_of(&self, vtime: VirtualTime) -> u64 {
-        self.origin_ns.saturating_add(vtime.0)
+        self.origin_ns.saturating_add_unsigned(vtime.0).max(0) as u64
     }
 
     /// Branches in about [`QUANTUM_NS`].

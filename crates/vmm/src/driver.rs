@@ -20,9 +20,10 @@ use types::VirtualTime;
 use crate::clock::{Anchor, LiveClock, quantum_branches};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
+use crate::keeping::{CaptureOrder, CapturedVm};
 use crate::lifecycle::Lifecycle;
 use crate::ports::Ports;
-use crate::prepare::BootFiles;
+use crate::prepare::{BootFiles, mac};
 use crate::recording::{LogFeed, Recording, Stretch};
 use crate::status::{SharedCounters, SharedMetrics};
 use crate::{End, Metrics, State, VmError};
@@ -83,6 +84,10 @@ pub(crate) struct Driver {
     pub metrics: Metrics,
     /// Frames that may be let in now.
     pub frame_credit: usize,
+    /// The guest stands still until it is told to go on.
+    pub starts_paused: bool,
+    /// A new generation for the guest, before anything else.
+    pub generation: Option<[u8; 16]>,
 }
 
 impl Driver {
@@ -92,6 +97,13 @@ impl Driver {
     /// When the host fails in a way the guest cannot be told; disks are still to be closed.
     pub fn run(&mut self) -> Result<End, VmError> {
         self.lifecycle.enter(State::Running);
+        if let Some(id) = self.generation.take() {
+            self.renew(id);
+        }
+        if self.starts_paused {
+            self.publish();
+            self.lifecycle.enter(State::Paused);
+        }
         let end = self.run_quanta()?;
         if let Some(mut recording) = self.recording.take() {
             recording.finish(&mut self.machine, self.ports.digest());
@@ -99,6 +111,34 @@ impl Driver {
         self.hash_log.finish(&mut self.machine)?;
         self.publish();
         Ok(end)
+    }
+
+    /// Makes the machine another one than that it is a copy of.
+    fn renew(&mut self, id: [u8; 16]) {
+        let seed = u64::from_le_bytes(*id.first_chunk().expect("an id has 16 bytes"));
+        self.machine.inject(&mut self.ports, Input::Generation { id });
+        for nic in 0..self.machine.spec().nics.len() {
+            let mac = mac(seed, nic as u64);
+            self.machine.inject(&mut self.ports, Input::NetAddress { nic: nic as u32, mac });
+        }
+        for nic in self.ports.nets.len()..self.machine.spec().nics.len() {
+            self.machine.inject(&mut self.ports, Input::NetLink { nic: nic as u32, up: false });
+        }
+    }
+
+    /// Keeps the machine as it is now (mechanism C3), and the disks by the overlays they get.
+    fn capture(&mut self, order: CaptureOrder) {
+        let CaptureOrder { guest, overlays, reply } = order;
+        let start_ns = monotonic_ns();
+        let captured = checkpoint::capture(&mut self.machine, &mut self.ports, guest.0);
+        let switched = overlays.into_iter().map(|(index, overlay)| {
+            let reads = captured.reads.get(&(index as u32)).cloned().unwrap_or_default();
+            (index, self.ports.disks[index].switch(overlay, reads))
+        });
+        let switched = switched.collect();
+        let stun_ns = monotonic_ns() - start_ns;
+        // Whoever asked may have gone.
+        let _ = reply.send(CapturedVm { captured, switched, stun_ns });
     }
 
     fn run_quanta(&mut self) -> Result<End, VmError> {
@@ -295,6 +335,9 @@ impl Driver {
         loop {
             if let Some(end) = self.inbox.killed() {
                 return Some(end);
+            }
+            if let Some(order) = self.inbox.take_capture() {
+                self.capture(order);
             }
             match self.inbox.take_request() {
                 Some(request) => self.answer(request),

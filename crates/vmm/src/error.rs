@@ -58,6 +58,9 @@ pub enum VmError {
         /// Bytes the host could give.
         available: u64,
     },
+    /// A checkpoint cannot be restored.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
     /// The amount of the host's memory cannot be found out.
     #[error(transparent)]
     MemoryInfo(#[from] MemoryInfoError),

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::keeping::CaptureOrder;
 use crate::{End, State};
 
 /// Typed bytes kept per console.
@@ -75,6 +76,7 @@ struct Contents {
     typed: [VecDeque<u8>; PORTS],
     cards: Vec<Card>,
     requests: VecDeque<Request>,
+    capture: Option<CaptureOrder>,
     kill: Option<End>,
     closed: bool,
 }
@@ -151,6 +153,20 @@ impl Inbox {
         let _ = request.reply.send(Err(refusal));
     }
 
+    /// Orders a capture. If it never comes, because the VM ends, the order's reply goes.
+    pub fn order_capture(&self, order: CaptureOrder) {
+        let mut contents = self.lock();
+        if !contents.closed {
+            contents.capture = Some(order);
+            self.changed.notify_all();
+        }
+    }
+
+    /// The capture that was ordered.
+    pub fn take_capture(&self) -> Option<CaptureOrder> {
+        self.lock().capture.take()
+    }
+
     /// Ends the VM at the next quantum end.
     pub fn kill(&self, end: End) {
         self.lock().kill.get_or_insert(end);
@@ -162,6 +178,7 @@ impl Inbox {
     pub fn close(&self) {
         let mut contents = self.lock();
         contents.closed = true;
+        contents.capture = None;
         for request in contents.requests.drain(..) {
             let _ = request.reply.send(Err(Refusal::Ended));
         }
@@ -274,7 +291,7 @@ impl Card {
 
 impl Contents {
     fn has_order(&self) -> bool {
-        !self.requests.is_empty() || self.kill.is_some()
+        !self.requests.is_empty() || self.kill.is_some() || self.capture.is_some()
     }
 }
 

@@ -25,6 +25,7 @@ mod end;
 mod error;
 mod hash_log;
 mod inbox;
+mod keeping;
 mod lifecycle;
 mod name;
 mod overwrite;
@@ -38,6 +39,9 @@ mod status;
 
 pub use end::{End, Status as ExitStatus};
 pub use error::VmError;
+pub use keeping::{
+    CheckpointRequest, CheckpointStatus, Phase, free_port, restored_spec, state_dir,
+};
 pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};
 pub use process::run;
@@ -47,7 +51,7 @@ pub use recording::{
 };
 pub use spec::{
     Checks, EngineKind, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind, NetSpec,
-    VmSpec,
+    RestoreSpec, VmSpec,
 };
 pub use status::{ConsoleInfo, DiskInfo, EngineCounter, Metrics, NetInfo, VmInfo};
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use disk::DiskIo;
+use disk::{DiskHandle, DiskIo, Overlay, Switched};
 use host::console::ConsoleWriter;
 use host::net::{NetBackend, NetCounters};
-use journal::{DiskCompletion, DiskFailed, Output};
+use journal::{DiskCompletion, DiskFailed, DiskRequest, Output};
 use replay::{OutputDigest, Watched};
 
 use crate::VmError;
@@ -30,6 +30,8 @@ pub(crate) struct Ports {
 pub(crate) struct DiskPort {
     io: DiskIo,
     in_flight: BTreeSet<u64>,
+    /// Results of reads that a checkpoint brought along.
+    brought: Vec<DiskCompletion>,
 }
 
 /// What went out of the machine.
@@ -42,7 +44,28 @@ pub(crate) struct Counters {
 
 impl DiskPort {
     pub fn new(io: DiskIo) -> DiskPort {
-        DiskPort { io, in_flight: BTreeSet::new() }
+        DiskPort { io, in_flight: BTreeSet::new(), brought: Vec::new() }
+    }
+
+    /// From a checkpoint come results of reads, which are not to be done again.
+    pub fn brings(&mut self, reads: impl Iterator<Item = DiskCompletion>) {
+        self.brought.extend(reads);
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> DiskHandle {
+        self.io.handle()
+    }
+
+    /// As [`DiskIo::switch`].
+    pub fn switch(&self, overlay: Overlay, reads: Vec<u64>) -> Switched {
+        self.io.switch(overlay, reads)
+    }
+
+    /// Does a request of before the checkpoint again.
+    pub fn redo(&mut self, request: DiskRequest) {
+        self.in_flight.insert(request.id);
+        self.io.submit(request);
     }
 }
 
@@ -50,6 +73,7 @@ impl Ports {
     /// Forgets requests of a machine that was reset: they are carried out, nobody fetches them.
     pub fn forget_requests(&mut self) {
         for disk in &mut self.disks {
+            disk.brought.clear();
             for id in std::mem::take(&mut disk.in_flight) {
                 drop(disk.io.wait(id));
             }
@@ -122,6 +146,9 @@ impl machine::Outside for Ports {
         let Some(disk) = self.disks.get_mut(disk as usize) else {
             return DiskCompletion { id, result: Err(DiskFailed) };
         };
+        if let Some(at) = disk.brought.iter().position(|read| read.id == id) {
+            return disk.brought.swap_remove(at);
+        }
         disk.in_flight.remove(&id);
         disk.io.wait(id)
     }

@@ -13,7 +13,7 @@ use cpu::Engine;
 use disk::{DiskIo, Format};
 use host::console::ConsoleSpec;
 use interp::Interp;
-use journal::WallClock;
+use journal::{DiskRequest, WallClock};
 use machine::{DiskSpec, Machine, MachineSpec, NicSpec};
 use memory::Ram;
 use translate::{Options, Translator};
@@ -39,14 +39,20 @@ pub(crate) struct Prepared {
     pub disks: Vec<DiskPort>,
     pub disk_infos: Vec<DiskInfo>,
     pub macs: Vec<[u8; 6]>,
+    /// Disk requests of before the checkpoint, to be done again.
+    pub requests: Vec<(u32, DiskRequest)>,
+    /// The checkpoint that the machine comes from.
+    pub restored_from: Option<checkpoint::Id>,
+    /// A new generation id for the guest, with which go new Ethernet addresses.
+    pub generation: Option<[u8; 16]>,
 }
 
 /// The files a guest boots from, kept open, so that a reset finds the same ones.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
-    kernel: Opened,
-    initrd: Option<Opened>,
-    cmdline: String,
+    /// `None` if they are opened when they are needed, which after a restore may be never.
+    opened: Option<(Opened, Option<Opened>)>,
+    spec: VmSpec,
 }
 
 #[derive(Debug)]
@@ -62,7 +68,7 @@ struct Opened {
 pub(crate) fn prepare(spec: &VmSpec) -> Result<Prepared, VmError> {
     check_flags(spec)?;
     check_memory(spec.memory_size)?;
-    let boot = BootFiles::open(spec)?;
+    let mut boot = BootFiles::open(spec)?;
     overwrite::check(spec)?;
     let (disks, disk_infos) = open_disks(spec)?;
     let seed = match spec.seed {
@@ -88,15 +94,25 @@ pub(crate) fn prepare(spec: &VmSpec) -> Result<Prepared, VmError> {
     })?;
     boot.boot(&mut machine)?;
     let engine = engine(spec.engine, spec.perf_map.as_deref())?;
-    Ok(Prepared { machine, engine, boot, disks, disk_infos, macs })
+    Ok(Prepared {
+        machine,
+        engine,
+        boot,
+        disks,
+        disk_infos,
+        macs,
+        requests: Vec::new(),
+        restored_from: None,
+        generation: None,
+    })
 }
 
 /// How virtual time is to pass.
-pub(crate) fn pace(spec: &VmSpec) -> Pace {
+pub(crate) fn pace(spec: &VmSpec, now: VirtualTime) -> Pace {
     match (spec.warp, spec.seed) {
         (true, _) => Pace::Warp,
         (false, Some(_)) => Pace::Seeded,
-        (false, None) => Pace::Live(LiveClock::new(host::clock::monotonic_ns(), VirtualTime(0))),
+        (false, None) => Pace::Live(LiveClock::new(host::clock::monotonic_ns(), now)),
     }
 }
 
@@ -136,7 +152,7 @@ pub(crate) fn check_flags(spec: &VmSpec) -> Result<(), VmError> {
     Ok(())
 }
 
-fn check_memory(size: u64) -> Result<(), VmError> {
+pub(crate) fn check_memory(size: u64) -> Result<(), VmError> {
     let problem = if size < MEMORY_SIZE_MIN {
         format!("is too little; a machine needs {MEMORY_SIZE_MIN} or more")
     } else if size > Ram::SIZE_MAX {
@@ -206,16 +222,25 @@ fn open_disks(spec: &VmSpec) -> Result<(Vec<DiskPort>, Vec<DiskInfo>), VmError> 
 
 /// A seed for a run that is not to be repeated.
 fn random_seed() -> Result<u64, VmError> {
+    random().map(u64::from_le_bytes)
+}
+
+/// An id that nobody else has.
+pub(crate) fn random_id() -> Result<[u8; 16], VmError> {
+    random()
+}
+
+fn random<const N: usize>() -> Result<[u8; N], VmError> {
     let path = Path::new("/dev/urandom");
-    let mut bytes = [0; 8];
+    let mut bytes = [0; N];
     let read = File::open(path).and_then(|file| file.read_exact_at(&mut bytes, 0));
     read.map_err(|source| VmError::Registry { action: "read", path: path.into(), source })?;
-    Ok(u64::from_le_bytes(bytes))
+    Ok(bytes)
 }
 
 /// The Ethernet address of card `index`: QEMU's prefix, then a digest of seed and index
 /// (splitmix64), so that VMs on one network differ.
-fn mac(seed: u64, index: u64) -> [u8; 6] {
+pub(crate) fn mac(seed: u64, index: u64) -> [u8; 6] {
     let mut mixed = seed.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -255,37 +280,53 @@ pub(crate) fn net_text(kind: &NetKind) -> (String, Vec<String>) {
 }
 
 impl BootFiles {
+    /// Of a machine that does not boot, yet.
+    pub fn later(spec: &VmSpec) -> BootFiles {
+        BootFiles { opened: None, spec: spec.clone() }
+    }
+
+    /// Opens them now.
     pub fn open(spec: &VmSpec) -> Result<BootFiles, VmError> {
-        let kernel = Opened::open("--kernel", &spec.kernel, KERNEL_SIZE_MAX)?;
-        let initrd = spec.initrd.as_ref();
-        let initrd = initrd.map(|path| Opened::open("--initrd", path, u64::MAX)).transpose()?;
-        if let Some(initrd) = &initrd {
-            let size = initrd.size()?;
-            if size > spec.memory_size {
-                let (room, top) = (spec.memory_size, spec.memory_size);
-                let source = BootError::InitrdTooLarge { size, room, top };
-                return Err(VmError::Initrd { initrd: initrd.path.clone(), source });
-            }
-        }
-        Ok(BootFiles { kernel, initrd, cmdline: spec.cmdline.clone() })
+        Ok(BootFiles { opened: Some(open_files(spec)?), spec: spec.clone() })
     }
 
     /// Loads the machine from the files; their contents are not kept.
-    pub fn boot(&self, machine: &mut Machine) -> Result<(), VmError> {
-        let kernel = self.kernel.read()?;
-        let initrd = self.initrd.as_ref().map(Opened::read).transpose()?;
-        let booted = driver::boot(machine, &kernel, initrd.as_deref(), &self.cmdline);
-        booted.map_err(|source| match source {
+    pub fn boot(&mut self, machine: &mut Machine) -> Result<(), VmError> {
+        let (kernel_file, initrd_file) = match self.opened.take() {
+            Some(opened) => opened,
+            None => open_files(&self.spec)?,
+        };
+        let kernel = kernel_file.read()?;
+        let initrd = initrd_file.as_ref().map(Opened::read).transpose()?;
+        let booted = driver::boot(machine, &kernel, initrd.as_deref(), &self.spec.cmdline);
+        let named = booted.map_err(|source| match source {
             BootError::InitrdTooLarge { .. } | BootError::InitrdEmpty => {
-                let initrd = self.initrd.as_ref().map(|initrd| initrd.path.clone());
+                let initrd = initrd_file.as_ref().map(|initrd| initrd.path.clone());
                 VmError::Initrd { initrd: initrd.unwrap_or_default(), source }
             }
             BootError::CmdlineTooLong { .. } | BootError::CmdlineNul { .. } => {
                 VmError::Flags(format!("--cmdline: {source}"))
             }
-            source => VmError::Boot { kernel: self.kernel.path.clone(), source },
-        })
+            source => VmError::Boot { kernel: kernel_file.path.clone(), source },
+        });
+        self.opened = Some((kernel_file, initrd_file));
+        named
     }
+}
+
+fn open_files(spec: &VmSpec) -> Result<(Opened, Option<Opened>), VmError> {
+    let kernel = Opened::open("--kernel", &spec.kernel, KERNEL_SIZE_MAX)?;
+    let initrd = spec.initrd.as_ref();
+    let initrd = initrd.map(|path| Opened::open("--initrd", path, u64::MAX)).transpose()?;
+    if let Some(initrd) = &initrd {
+        let size = initrd.size()?;
+        if size > spec.memory_size {
+            let (room, top) = (spec.memory_size, spec.memory_size);
+            let source = BootError::InitrdTooLarge { size, room, top };
+            return Err(VmError::Initrd { initrd: initrd.path.clone(), source });
+        }
+    }
+    Ok((kernel, initrd))
 }
 
 impl Opened {

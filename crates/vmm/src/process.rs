@@ -16,6 +16,7 @@ use crate::control::Control;
 use crate::driver::{Driver, Feed, Plug};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS};
+use crate::keeping::{self, Keeper, LiveDisk, VmKept};
 use crate::lifecycle::Lifecycle;
 use crate::name::default_name;
 use crate::ports::Ports;
@@ -23,7 +24,9 @@ use crate::prepare::{Prepared, check_flags, mac_text, net_text, pace, prepare};
 use crate::recording::{self, LogFeed, Recording};
 use crate::registry::Entry;
 use crate::status::{SharedCounters, SharedMetrics};
-use crate::{ConsoleInfo, End, Metrics, NetInfo, NetSpec, State, VmError, VmInfo, VmSpec};
+use crate::{
+    ConsoleInfo, DiskInfo, End, Metrics, NetInfo, NetSpec, State, VmError, VmInfo, VmSpec,
+};
 
 /// The signals that ask a VM to end.
 const SIGNALS: [Signal; 3] = [Signal::Terminate, Signal::Interrupt, Signal::HangUp];
@@ -34,6 +37,10 @@ const SIGNALS: [Signal; 3] = [Signal::Terminate, Signal::Interrupt, Signal::Hang
 /// # Errors
 /// [`VmError`] when it cannot be had, or the host fails it. Nothing is left behind.
 pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError> {
+    if let Some(restore) = &spec.restore {
+        let prepared = keeping::prepare(spec, restore)?;
+        return launch(spec, prepared, Start::Live(None), on_ready);
+    }
     let Some(dir) = &spec.record else {
         return launch(spec, prepare(spec)?, Start::Live(None), on_ready);
     };
@@ -67,8 +74,11 @@ fn launch(
     start: Start,
     on_ready: impl FnOnce(&VmInfo),
 ) -> Result<End, VmError> {
-    let Prepared { machine, engine, boot, disks, disk_infos, macs } = prepared;
+    let Prepared { machine, engine, boot, disks, disk_infos, macs, .. } = prepared;
+    let (requests, generation) = (prepared.requests, prepared.generation);
+    let restored_from = prepared.restored_from;
     let mut ports = Ports { disks, ..Ports::default() };
+    let live_disks = live_disks(&ports, &disk_infos);
     let inbox = Arc::new(Inbox::new(machine.spec().nics.len()));
     // Dropped before the networks, whose threads may be waiting for room.
     let _closer = Closer(Arc::clone(&inbox));
@@ -90,6 +100,11 @@ fn launch(
             (Feed::Log(feed), Some(plug), None)
         }
     };
+    for (disk, request) in requests {
+        if let Some(disk) = ports.disks.get_mut(disk as usize) {
+            disk.redo(request);
+        }
+    }
     let hash_log = HashLog::open(&spec.checks)?;
     let consoles = Consoles::open(spec, &entry, &control, &inbox)?;
     ports.consoles = consoles.writers();
@@ -104,8 +119,13 @@ fn launch(
     let (lifecycle, shared_metrics) =
         (Arc::new(Lifecycle::new()), Arc::new(SharedMetrics::default()));
     let shared_counters = Arc::new(SharedCounters::default());
+    let (pages, kept) = (machine.ram().pages(), VmKept::of(spec, &info.name));
+    let restored = restored_from.map(|id| (id, machine.ram().first_epoch()));
+    let keeper = Keeper::new(pages, Arc::clone(&inbox), kept, live_disks, restored);
+    let keeper = Arc::new(keeper);
     let api = Api {
         info: info.clone(),
+        keeper: Arc::clone(&keeper),
         control,
         lifecycle: Arc::clone(&lifecycle),
         metrics: Arc::clone(&shared_metrics),
@@ -113,6 +133,7 @@ fn launch(
     };
     let _server = Server::start(listeners, api)?;
     on_ready(&info);
+    let pace = pace(spec, machine.now());
     let driver = Driver {
         machine,
         engine,
@@ -121,7 +142,7 @@ fn launch(
         lifecycle,
         shared_metrics,
         shared_counters,
-        pace: pace(spec),
+        pace,
         feed,
         plug,
         recording,
@@ -130,14 +151,17 @@ fn launch(
         no_reboot: spec.no_reboot,
         metrics: Metrics::default(),
         frame_credit: 0,
+        starts_paused: spec.restore.as_ref().is_some_and(|restore| restore.paused),
+        generation,
     };
-    let result = drive(driver);
+    let result = drive(driver, &keeper);
     drop(consoles);
     result
 }
 
 /// Runs the machine thread and waits for its end, then closes the disks.
-fn drive(mut driver: Driver) -> Result<End, VmError> {
+fn drive(mut driver: Driver, keeper: &Arc<Keeper>) -> Result<End, VmError> {
+    let for_thread = Arc::clone(keeper);
     let lifecycle = Arc::clone(&driver.lifecycle);
     // Also when the thread panics.
     let _closer = Closer(Arc::clone(&driver.inbox));
@@ -146,6 +170,7 @@ fn drive(mut driver: Driver) -> Result<End, VmError> {
         .spawn(move || {
             let ended = driver.run();
             driver.inbox.close();
+            for_thread.close();
             let closed = driver.ports.close_disks();
             ended.and_then(|end| closed.map(|()| end))
         })
@@ -153,6 +178,19 @@ fn drive(mut driver: Driver) -> Result<End, VmError> {
     let result = thread.join().unwrap_or(Err(VmError::Panicked("machine")));
     lifecycle.end(result.as_ref().ok().copied());
     result
+}
+
+/// The disks as a checkpoint finds them.
+fn live_disks(ports: &Ports, infos: &[DiskInfo]) -> Vec<LiveDisk> {
+    let disks = ports.disks.iter().zip(infos);
+    let live = disks.map(|(port, info)| LiveDisk {
+        path: std::path::absolute(&info.path).unwrap_or_else(|_| info.path.clone()),
+        format: disk::Format::named(&info.format).unwrap_or(disk::Format::Raw),
+        size: info.size_bytes,
+        read_only: info.read_only,
+        handle: port.handle(),
+    });
+    live.collect()
 }
 
 /// Closes the inbox on every way out.
@@ -281,11 +319,7 @@ fn basic_info(spec: &VmSpec, name: String) -> VmInfo {
         disks: Vec::new(),
         nets: Vec::new(),
         consoles: Vec::new(),
-        clock: match (spec.warp, spec.seed) {
-            (true, _) => "warp".into(),
-            (false, Some(_)) => "seed".into(),
-            (false, None) => "live".into(),
-        },
+        clock: spec.clock_name().into(),
         seed: spec.seed,
         api: std::path::PathBuf::new(),
         branches: 0,

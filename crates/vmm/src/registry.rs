@@ -122,6 +122,17 @@ pub fn find(name: &str) -> Result<Option<Running>, VmError> {
     Ok(list()?.into_iter().find(|vm| vm.name == name))
 }
 
+/// The VM of this name if it runs; costs no look at the others.
+///
+/// # Errors
+/// When the runtime folder cannot be made.
+pub fn running(name: &str) -> Result<Option<Running>, VmError> {
+    let root = runtime_dir()?;
+    let (lock_path, dir) = (root.join(format!("{name}{LOCK_SUFFIX}")), root.join(name));
+    let pid = read_pid(&lock_path);
+    Ok(pid.map(|pid| Running { name: name.into(), pid: Some(pid), dir }))
+}
+
 fn list_in(root: &Path) -> Result<Vec<Running>, VmError> {
     let failed = |source| VmError::Registry { action: "read", path: root.into(), source };
     let mut found = Vec::new();

@@ -58,6 +58,8 @@ pub struct VmSpec {
     pub api: Option<PathBuf>,
     /// Record everything that enters the machine into this folder.
     pub record: Option<PathBuf>,
+    /// The checkpoint it goes on from, instead of booting.
+    pub restore: Option<RestoreSpec>,
     /// How long the guest may take to power off when asked to.
     pub grace: Duration,
     /// Checks of determinism.
@@ -102,6 +104,24 @@ pub enum NetKind {
     Tap(String),
 }
 
+/// A checkpoint to go on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreSpec {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Read and check all memory first.
+    pub eager: bool,
+    /// The guest stands still at first.
+    pub paused: bool,
+    /// It is a further VM beside the one that was kept: it gets addresses, ports of the host and a
+    /// generation id of its own.
+    pub copy: bool,
+    /// Folder for the disks' overlays.
+    pub disks: Option<PathBuf>,
+    /// Overlays go when the VM ends.
+    pub discard: bool,
+}
+
 /// Checks of determinism: the run is watched at exact branch counts.
 #[derive(Clone, Debug, Default)]
 pub struct Checks {
@@ -114,6 +134,15 @@ pub struct Checks {
 }
 
 impl VmSpec {
+    /// How virtual time passes: `live`, `seed` or `warp`.
+    pub(crate) fn clock_name(&self) -> &'static str {
+        match (self.warp, self.seed) {
+            (true, _) => "warp",
+            (false, Some(_)) => "seed",
+            (false, None) => "live",
+        }
+    }
+
     /// A VM that boots `kernel` with nothing but memory and a console on standard input and
     /// output.
     pub fn new(kernel: PathBuf) -> VmSpec {
@@ -137,6 +166,7 @@ impl VmSpec {
             warp: false,
             api: None,
             record: None,
+            restore: None,
             grace: GRACE_DEFAULT,
             checks: Checks::default(),
         }

@@ -2,13 +2,15 @@
 //! (ACPI 6.5, chapters 6, 7.4.2 and 20).
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, AmlStr, Device, EISAName, IO, Name, PackageBuilder,
-    ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, AmlStr, Device, EISAName, IO, Method, Name, Notify,
+    PackageBuilder, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
 use super::platform::{CmosClock, PciHost, SerialPort};
+use crate::places;
+
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, PlatformTables, encoded};
 
 /// Integers are 64 bits wide from this revision on (19.6.29).
@@ -16,6 +18,7 @@ const REVISION: u8 = 2;
 const HEADER_SIZE: u32 = 36;
 const PCI_SLOTS: u32 = 32;
 const PCI_PINS: u8 = 4;
+const GENERATION_DEVICE: &str = "VGEN";
 
 /// AML that is encoded already.
 struct Encoded(Vec<u8>);
@@ -44,10 +47,12 @@ pub(super) fn table(platform: &PlatformTables) -> Sdt {
     devices.extend(serial.map(|(index, serial)| serial_port(index, serial)));
     devices.extend(platform.clock.map(|clock| cmos_clock(&clock)));
     devices.extend(platform.pvpanic.map(pvpanic));
+    devices.push(generation_counter());
     let devices: Vec<&dyn Aml> = devices.iter().map(|device| device as &dyn Aml).collect();
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_SIZE, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&encoded(&Scope::new("\\_SB_".into(), devices)));
     dsdt.append_slice(&encoded(&power_off(platform.power.sleep_type_s5)));
+    dsdt.append_slice(&encoded(&generation_event()));
     dsdt
 }
 
@@ -143,6 +148,34 @@ fn pvpanic(port: u16) -> Encoded {
         "PEVT",
         &[&name("_HID", &id), &name("_STA", &PRESENT_ENABLED), &name("_CRS", &resources)],
     )
+}
+
+/// The VM generation id (Microsoft, "Virtual Machine Generation ID", 2012): `ADDR` says where it is,
+/// low half first.
+fn generation_counter() -> Encoded {
+    let (id, compatible): (AmlStr, AmlStr) = ("DOPP0001", "VM_Gen_Counter");
+    let mut address = PackageBuilder::new();
+    address.add_element(&(places::GENERATION as u32));
+    address.add_element(&0u8);
+    device(
+        GENERATION_DEVICE,
+        &[
+            &name("_HID", &id),
+            &name("_CID", &compatible),
+            &name("_DDN", &compatible),
+            &name("ADDR", &address),
+        ],
+    )
+}
+
+/// The event by which its driver hears of a new one.
+fn generation_event() -> Encoded {
+    const CHANGED: u8 = 0x80;
+    let device = Path::new(&format!("\\_SB_.{GENERATION_DEVICE}"));
+    let notify = Notify::new(&device, &CHANGED);
+    let event = format!("_E{:02X}", places::GENERATION_EVENT);
+    let method = Method::new(event.as_str().into(), 0, false, vec![&notify]);
+    Encoded(encoded(&Scope::new("\\_GPE".into(), vec![&method])))
 }
 
 trait EncodedNow {

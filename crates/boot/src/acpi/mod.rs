@@ -36,6 +36,7 @@ const ALIGN: u64 = 64;
 /// Writes all tables; the address of the RSDP.
 pub(crate) fn write(ram: &mut Ram, platform: &PlatformTables) -> Result<u64, BootError> {
     platform.check()?;
+    ram.write(Gpa(places::GENERATION), &platform.generation)?;
     let rsdp_at = places::ACPI;
     let mut area = Area { ram, next: rsdp_at + ALIGN };
     let facs = area.place(&FACS::new())?;

@@ -109,6 +109,8 @@ pub struct PlatformTables {
     pub pci: PciHost,
     /// Port of a pvpanic device.
     pub pvpanic: Option<u16>,
+    /// VM generation id at start.
+    pub generation: [u8; 16],
 }
 
 const SERIAL_PORTS_MAX: usize = 4;
@@ -146,6 +148,7 @@ impl PlatformTables {
                 gsi_first: 16,
             },
             pvpanic: None,
+            generation: [0; 16],
         }
     }
 

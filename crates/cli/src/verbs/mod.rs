@@ -1,13 +1,17 @@
 //! One file per verb.
 
 pub mod bisect;
+pub mod chain;
+pub mod checkpoint;
 pub mod console;
 pub mod debug;
 pub mod events;
+pub mod fork;
 pub mod inspect;
 pub mod list;
 pub mod pause;
 pub mod replay;
+pub mod restore;
 pub mod resume;
 pub mod run;
 pub mod stop;

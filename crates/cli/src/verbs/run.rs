@@ -103,6 +103,13 @@ pub struct Run {
     /// How long the guest may take to power off when asked to.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::time)]
     grace: Duration,
+    #[command(flatten)]
+    checks: CheckFlags,
+}
+
+/// Checks of determinism.
+#[derive(Args, Debug)]
+pub struct CheckFlags {
     /// Check determinism: write state hashes at each multiple of this many branches to --hash-log.
     #[arg(long, value_name = "BRANCHES", value_parser = hash_every)]
     #[arg(help_heading = "Checks of determinism")]
@@ -114,6 +121,17 @@ pub struct Run {
     #[arg(long, value_name = "BRANCHES", value_parser = values::number)]
     #[arg(help_heading = "Checks of determinism")]
     stop_at: Option<u64>,
+}
+
+impl CheckFlags {
+    /// As the library wants them.
+    pub fn checks(&self) -> Checks {
+        Checks {
+            hash_every: self.hash_every,
+            hash_log: self.hash_log.clone(),
+            stop_at: self.stop_at,
+        }
+    }
 }
 
 fn hash_every(text: &str) -> Result<NonZeroU64, String> {
@@ -162,11 +180,7 @@ impl Run {
             api: self.api.clone(),
             record: self.record.clone(),
             grace: self.grace,
-            checks: Checks {
-                hash_every: self.hash_every,
-                hash_log: self.hash_log.clone(),
-                stop_at: self.stop_at,
-            },
+            checks: self.checks.checks(),
             ..spec
         })
     }

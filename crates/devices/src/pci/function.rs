@@ -16,6 +16,8 @@ pub enum Delivery {
     Frame(Vec<u8>),
     /// The link of a network card went up or down.
     Link(bool),
+    /// The network card has another Ethernet address.
+    Address([u8; 6]),
     /// Bytes typed at a console.
     Console(Vec<u8>),
 }

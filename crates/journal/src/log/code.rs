@@ -28,6 +28,8 @@ mod event {
     pub const POWER_BUTTON: u64 = 0;
     pub const LINK_DOWN: u64 = 1;
     pub const LINK_UP: u64 = 2;
+    pub const GENERATION: u64 = 3;
+    pub const NET_ADDRESS: u64 = 4;
 }
 
 /// What coding an entry depends on: the same for writer and reader after the same entries.
@@ -48,7 +50,12 @@ impl Coder {
             What::Input(Input::ClockAnchor { .. }) => kind::ANCHOR,
             What::Input(Input::Console { .. }) => kind::CONSOLE,
             What::Input(Input::NetReceive { .. }) => kind::FRAME,
-            What::Input(Input::PowerButton | Input::NetLink { .. }) => kind::EVENT,
+            What::Input(
+                Input::PowerButton
+                | Input::NetLink { .. }
+                | Input::Generation { .. }
+                | Input::NetAddress { .. },
+            ) => kind::EVENT,
             What::Check(_) => kind::CHECK,
             What::Checkpoint(_) => kind::CHECKPOINT,
             What::End => kind::END,
@@ -114,6 +121,15 @@ impl Coder {
                 put(body, if *up { event::LINK_UP } else { event::LINK_DOWN });
                 put(body, u64::from(*nic));
             }
+            Input::Generation { id } => {
+                put(body, event::GENERATION);
+                body.extend(id);
+            }
+            Input::NetAddress { nic, mac } => {
+                put(body, event::NET_ADDRESS);
+                put(body, u64::from(*nic));
+                body.extend(mac);
+            }
         }
     }
 
@@ -178,6 +194,10 @@ impl Coder {
                 event::POWER_BUTTON => Ok(Input::PowerButton),
                 event::LINK_DOWN => Ok(Input::NetLink { nic: get_u32(body)?, up: false }),
                 event::LINK_UP => Ok(Input::NetLink { nic: get_u32(body)?, up: true }),
+                event::GENERATION => Ok(Input::Generation { id: get_array(body)? }),
+                event::NET_ADDRESS => {
+                    Ok(Input::NetAddress { nic: get_u32(body)?, mac: get_array(body)? })
+                }
                 _ => Err("an event of unknown kind"),
             },
             _ => Err("an entry of unknown kind"),
@@ -217,6 +237,12 @@ fn take<'a>(body: &mut &'a [u8], len: usize) -> Result<&'a [u8], &'static str> {
     let (taken, rest) = body.split_at_checked(len).ok_or("an entry that is cut short")?;
     *body = rest;
     Ok(taken)
+}
+
+fn get_array<const N: usize>(body: &mut &[u8]) -> Result<[u8; N], &'static str> {
+    let mut array = [0; N];
+    array.copy_from_slice(take(body, N)?);
+    Ok(array)
 }
 
 fn get(body: &mut &[u8]) -> Result<u64, &'static str> {

@@ -29,6 +29,8 @@ fn entries() -> Vec<Entry> {
         What::Input(Input::PowerButton),
         What::Input(Input::NetLink { nic: 1, up: true }),
         What::Input(Input::NetLink { nic: 300, up: false }),
+        What::Input(Input::Generation { id: [7; 16] }),
+        What::Input(Input::NetAddress { nic: 1, mac: [2, 0, 0, 0, 0, 9] }),
         What::Checkpoint(4),
         What::Check(check),
         anchor(u64::MAX, u64::MAX),

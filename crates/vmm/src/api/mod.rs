@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::control::Control;
+use crate::keeping::Keeper;
 use crate::lifecycle::Lifecycle;
 use crate::status::{SharedCounters, SharedMetrics};
 use crate::{State, VmInfo};
@@ -22,6 +23,7 @@ pub(crate) use server::Server;
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     pub info: VmInfo,
+    pub keeper: Arc<Keeper>,
     pub control: Control,
     pub lifecycle: Arc<Lifecycle>,
     pub metrics: Arc<SharedMetrics>,

@@ -20,8 +20,9 @@ use utoipa_axum::routes;
 
 use super::{Api, ErrorReply, StateReply, StopRequest};
 use crate::inbox::{Refusal, Verb};
+use crate::keeping::KeepError;
 use crate::lifecycle::StateEvent;
-use crate::{Metrics, State, VmInfo};
+use crate::{CheckpointRequest, CheckpointStatus, Metrics, State, VmInfo};
 
 /// Everything that answers.
 pub(super) fn router(api: Api) -> Router {
@@ -50,6 +51,7 @@ fn parts() -> (Router<Api>, OpenApi) {
         .routes(routes!(stop))
         .routes(routes!(power_button))
         .routes(routes!(events))
+        .routes(routes!(start_checkpoint, checkpoint, cancel_checkpoint))
         .split_for_parts();
     description.info = InfoBuilder::new()
         .title("Doppel VM")
@@ -63,7 +65,15 @@ fn parts() -> (Router<Api>, OpenApi) {
 #[utoipa::path(get, path = "/vm", responses((status = OK, body = VmInfo)))]
 async fn inspect(Extract(api): Extract<Api>) -> Json<VmInfo> {
     let metrics = api.metrics.get();
+    let mut disks = api.info.disks.clone();
+    for (disk, live) in disks.iter_mut().zip(api.keeper.disks()) {
+        // Where a checkpoint has put an overlay on top, that is the disk now.
+        if std::path::absolute(&disk.path).is_ok_and(|path| path != live.path) {
+            (disk.path, disk.format) = (live.path, live.format.name().into());
+        }
+    }
     Json(VmInfo {
+        disks,
         state: api.lifecycle.state(),
         branches: metrics.branches,
         virtual_time_ns: metrics.virtual_time_ns,
@@ -124,6 +134,53 @@ async fn stop(
 ))]
 async fn power_button(Extract(api): Extract<Api>) -> Response {
     answer(api.control.request(Verb::PowerButton)).await
+}
+
+/// Starts a checkpoint; answers at once. `GET` tells how far it is.
+#[utoipa::path(put, path = "/vm/checkpoint", request_body = CheckpointRequest, responses(
+    (status = ACCEPTED, body = CheckpointStatus),
+    (status = BAD_REQUEST, body = ErrorReply),
+    (status = CONFLICT, body = ErrorReply, description = "One is being taken")
+))]
+async fn start_checkpoint(
+    Extract(api): Extract<Api>,
+    request: Result<Json<CheckpointRequest>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
+        Err(rejection) => return refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    };
+    match api.keeper.start(request) {
+        Ok(()) => (StatusCode::ACCEPTED, Json(api.keeper.status())).into_response(),
+        Err(error @ (KeepError::Busy | KeepError::Ended)) => {
+            refuse(StatusCode::CONFLICT, &error.to_string())
+        }
+        Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+/// How far the last checkpoint is.
+#[utoipa::path(get, path = "/vm/checkpoint", responses(
+    (status = OK, body = CheckpointStatus),
+    (status = NOT_FOUND, body = ErrorReply, description = "None was taken")
+))]
+async fn checkpoint(Extract(api): Extract<Api>) -> Response {
+    match api.keeper.status() {
+        Some(status) => Json(status).into_response(),
+        None => refuse(StatusCode::NOT_FOUND, "no checkpoint was taken of this VM"),
+    }
+}
+
+/// Gives up the checkpoint that is being taken.
+#[utoipa::path(delete, path = "/vm/checkpoint", responses(
+    (status = OK, body = CheckpointStatus),
+    (status = CONFLICT, body = ErrorReply, description = "None is being taken")
+))]
+async fn cancel_checkpoint(Extract(api): Extract<Api>) -> Response {
+    if api.keeper.cancel() {
+        return Json(api.keeper.status()).into_response();
+    }
+    refuse(StatusCode::CONFLICT, "no checkpoint of this VM is being taken")
 }
 
 /// The present state, then each change of state, as server-sent events named `state`.

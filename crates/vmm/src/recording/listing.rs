@@ -64,6 +64,8 @@ impl Event {
             What::Input(Input::NetReceive { .. }) => "frame",
             What::Input(Input::PowerButton) => "power-button",
             What::Input(Input::NetLink { .. }) => "link",
+            What::Input(Input::Generation { .. }) => "generation",
+            What::Input(Input::NetAddress { .. }) => "address",
             What::Check(_) => "check",
             What::Checkpoint(_) => "checkpoint",
             What::End => "end",
@@ -101,6 +103,12 @@ impl Event {
             }
             What::Input(Input::NetLink { nic, up }) => {
                 format!("nic {nic}, {}", if *up { "up" } else { "down" })
+            }
+            What::Input(Input::Generation { id }) => {
+                id.iter().map(|byte| format!("{byte:02x}")).collect()
+            }
+            What::Input(Input::NetAddress { nic, mac }) => {
+                format!("nic {nic}, {}", crate::prepare::mac_text(*mac))
             }
             What::Check(check) => format!("{} sections", check.sections.len()),
             What::Checkpoint(number) => format!("checkpoint {number}"),

@@ -240,7 +240,7 @@ impl Opened {
         vm: &VmSpec,
         disks: Vec<(Box<dyn BlockBackend>, DiskInfo)>,
     ) -> Result<Prepared, VmError> {
-        let boot = BootFiles::open(vm)?;
+        let mut boot = BootFiles::open(vm)?;
         let engine = engine(kind, None)?;
         let mut machine = Machine::new(self.spec.clone())?;
         boot.boot(&mut machine)?;
@@ -248,7 +248,17 @@ impl Opened {
             disks.into_iter().map(|(disk, info)| (DiskPort::new(DiskIo::spawn(disk)), info));
         let (disks, disk_infos) = disks.unzip();
         let macs = self.spec.nics.iter().map(|nic| nic.mac).collect();
-        Ok(Prepared { machine, engine, boot, disks, disk_infos, macs })
+        Ok(Prepared {
+            machine,
+            engine,
+            boot,
+            disks,
+            disk_infos,
+            macs,
+            requests: Vec::new(),
+            restored_from: None,
+            generation: None,
+        })
     }
 
     /// The image a disk was recorded over, found to be what it was.

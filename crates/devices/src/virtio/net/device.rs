@@ -110,6 +110,11 @@ impl VirtioDevice for Net {
                 self.set_link(cx, up);
                 Ok(())
             }
+            Delivery::Address(mac) => {
+                self.spec.mac = mac;
+                cx.config_changed();
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -1,0 +1,211 @@
+//! Who takes checkpoints of a VM: one at a time, each in a thread of its own.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use checkpoint::{Id, Manifest, Parent, Progress, Since};
+use disk::{DiskHandle, Format};
+use memory::{Epoch, Pages};
+
+use super::job;
+use super::status::{CheckpointRequest, CheckpointStatus, Phase};
+use super::{KeepError, VmKept};
+use crate::inbox::Inbox;
+
+/// A disk of the VM as it is now.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveDisk {
+    /// The image on top.
+    pub path: PathBuf,
+    pub format: Format,
+    pub size: u64,
+    pub read_only: bool,
+    pub handle: DiskHandle,
+}
+
+/// A checkpoint that this machine was captured to or restored from.
+#[derive(Clone, Debug)]
+struct Kin {
+    id: Id,
+    epoch: Epoch,
+}
+
+/// Takes checkpoints.
+pub(crate) struct Keeper {
+    pub pages: Pages,
+    pub inbox: Arc<Inbox>,
+    pub kept: VmKept,
+    state: Mutex<State>,
+    closing: AtomicBool,
+}
+
+struct State {
+    disks: Vec<LiveDisk>,
+    kin: Vec<Kin>,
+    job: Option<Arc<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A checkpoint in the making, or the last one.
+pub(crate) struct Job {
+    pub request: CheckpointRequest,
+    pub progress: Arc<Progress>,
+    pub disk_bytes: AtomicU64,
+    pub disk_bytes_done: AtomicU64,
+    pub committed_bytes: AtomicU64,
+    pub told: Mutex<Told>,
+}
+
+/// What is told of a job.
+pub(crate) struct Told {
+    pub phase: Phase,
+    pub id: Option<Id>,
+    pub stun_ns: Option<u64>,
+    pub error: Option<String>,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keeper")
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is valid between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Job {
+    pub fn told(&self) -> MutexGuard<'_, Told> {
+        lock(&self.told)
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        self.told().phase = phase;
+    }
+}
+
+impl Keeper {
+    /// `restored` is the checkpoint that the machine comes from, with the epoch that began then.
+    pub fn new(
+        pages: Pages,
+        inbox: Arc<Inbox>,
+        kept: VmKept,
+        disks: Vec<LiveDisk>,
+        restored: Option<(Id, Epoch)>,
+    ) -> Keeper {
+        let kin = restored.into_iter().map(|(id, epoch)| Kin { id, epoch }).collect();
+        let state = Mutex::new(State { disks, kin, job: None, thread: None });
+        Keeper { pages, inbox, kept, state, closing: AtomicBool::new(false) }
+    }
+
+    /// Starts a checkpoint.
+    pub fn start(self: &Arc<Self>, request: CheckpointRequest) -> Result<(), KeepError> {
+        if !request.folder.is_absolute() {
+            return Err(KeepError::Relative(request.folder));
+        }
+        let mut state = lock(&self.state);
+        if self.is_closing() {
+            return Err(KeepError::Ended);
+        }
+        if state.job.as_ref().is_some_and(|job| !job.told().phase.is_over()) {
+            return Err(KeepError::Busy);
+        }
+        let told = Told { phase: Phase::Preparing, id: None, stun_ns: None, error: None };
+        let job = Arc::new(Job {
+            request,
+            progress: Arc::default(),
+            disk_bytes: AtomicU64::new(0),
+            disk_bytes_done: AtomicU64::new(0),
+            committed_bytes: AtomicU64::new(0),
+            told: Mutex::new(told),
+        });
+        let (keeper, for_thread) = (Arc::clone(self), Arc::clone(&job));
+        let work = move || job::run(&keeper, &for_thread);
+        let thread = std::thread::Builder::new().name("saver".into()).spawn(work);
+        state.thread = Some(thread.map_err(KeepError::Thread)?);
+        state.job = Some(job);
+        Ok(())
+    }
+
+    /// The last checkpoint, if there was one.
+    pub fn status(&self) -> Option<CheckpointStatus> {
+        let state = lock(&self.state);
+        let job = state.job.as_ref()?;
+        let told = job.told();
+        let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let progress = &job.progress;
+        Some(CheckpointStatus {
+            phase: told.phase,
+            folder: job.request.folder.clone(),
+            id: told.id.map(|id| id.to_string()),
+            pages: count(&progress.pages),
+            pages_done: count(&progress.pages_done),
+            bytes: count(&progress.bytes),
+            copied: count(&progress.copied),
+            overflowed: count(&progress.overflowed),
+            stun_ns: told.stun_ns,
+            disk_bytes: count(&job.disk_bytes),
+            disk_bytes_done: count(&job.disk_bytes_done),
+            committed_bytes: count(&job.committed_bytes),
+            error: told.error.clone(),
+            disks: state.disks.iter().map(|disk| disk.path.clone()).collect(),
+        })
+    }
+
+    /// Gives the checkpoint up that is being taken; whether there was one.
+    pub fn cancel(&self) -> bool {
+        let state = lock(&self.state);
+        let Some(job) = &state.job else { return false };
+        let phase = job.told().phase;
+        job.progress.cancelled.store(true, Ordering::Relaxed);
+        !phase.is_over() && !phase.is_there()
+    }
+
+    /// The VM has ended: gives up what is being done, and waits for that.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.cancel();
+        let thread = lock(&self.state).thread.take();
+        if let Some(thread) = thread {
+            // A panic of it was printed.
+            let _ = thread.join();
+        }
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    pub fn disks(&self) -> Vec<LiveDisk> {
+        lock(&self.state).disks.clone()
+    }
+
+    /// From now on the top image of disk `index` is at `path`.
+    pub fn set_disk(&self, index: usize, path: &Path, format: Format) {
+        let mut state = lock(&self.state);
+        if let Some(disk) = state.disks.get_mut(index) {
+            (disk.path, disk.format) = (path.into(), format);
+        }
+    }
+
+    pub fn add_kin(&self, id: Id, epoch: Epoch) {
+        lock(&self.state).kin.push(Kin { id, epoch });
+    }
+
+    /// Since when an incremental checkpoint on top of the one in `folder` is to save.
+    pub fn since(&self, folder: &Path, target: &Path) -> Result<Since, KeepError> {
+        let id = Manifest::read(folder)?.id;
+        let kin = lock(&self.state).kin.iter().find(|kin| kin.id == id).cloned();
+        let Kin { id, epoch } = kin.ok_or_else(|| KeepError::NotKin(folder.into()))?;
+        // Beside each other they may be moved together.
+        let beside = folder.parent() == target.parent();
+        let path = match folder.file_name() {
+            Some(name) if beside => name.into(),
+            _ => folder.to_owned(),
+        };
+        Ok(Since { epoch, parent: Parent { id, path } })
+    }
+}

@@ -1,0 +1,75 @@
+//! Keeping a running VM and getting it back: the job that takes a checkpoint, and the way from a
+//! checkpoint to a VM (mechanisms C1 to C10).
+//!
+//! ```text
+//!   API --request--> Keeper --thread--> job: overlays made (C2), saver prepared
+//!                                        |--order--> machine thread: captured, disks switched (C3)
+//!                                        |<-reply--'
+//!                                        '--> memory saved (C6), disks copied or kept, folder
+//!                                             named, overlays committed back (C9)
+//! ```
+
+mod job;
+mod keeper;
+mod kept;
+mod overlays;
+mod restore;
+mod status;
+
+pub(crate) use keeper::{Keeper, LiveDisk};
+pub(crate) use kept::VmKept;
+pub(crate) use restore::prepare;
+pub use restore::{free_port, restored_spec, state_dir};
+pub use status::{CheckpointRequest, CheckpointStatus, Phase};
+
+use checkpoint::Captured;
+use disk::{Overlay, Switched};
+use memory::CowGuest;
+
+/// What the machine thread is to do at the stop.
+#[derive(Debug)]
+pub(crate) struct CaptureOrder {
+    pub guest: Box<OpaqueGuest>,
+    /// Overlays by number of the disk.
+    pub overlays: Vec<(usize, Overlay)>,
+    pub reply: std::sync::mpsc::Sender<CapturedVm>,
+}
+
+/// The machine's side of a copy-on-write instant.
+pub(crate) struct OpaqueGuest(pub CowGuest);
+
+impl std::fmt::Debug for OpaqueGuest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CowGuest")
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct CapturedVm {
+    pub captured: Captured,
+    pub switched: Vec<(usize, Switched)>,
+    pub stun_ns: u64,
+}
+
+/// Why a checkpoint was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeepError {
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
+    #[error(transparent)]
+    Disk(#[from] disk::DiskError),
+    #[error("another checkpoint of this VM is being taken; wait for it, or cancel it")]
+    Busy,
+    #[error("the folder {0:?} must be an absolute path")]
+    Relative(std::path::PathBuf),
+    #[error(
+        "{0:?} is not a checkpoint that this VM was restored from or that was taken of it since \
+         it was started; leave out --incremental-from"
+    )]
+    NotKin(std::path::PathBuf),
+    #[error("the VM has ended")]
+    Ended,
+    #[error("cannot start a thread: {0}; the host may be out of processes")]
+    Thread(std::io::Error),
+}
