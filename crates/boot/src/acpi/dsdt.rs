@@ -150,8 +150,8 @@ fn pvpanic(port: u16) -> Encoded {
     )
 }
 
-/// The VM generation id (Microsoft, "Virtual Machine Generation ID", 2012): `ADDR` says where it is,
-/// low half first.
+/// The VM generation id (Microsoft, "Virtual Machine Generation ID", 2012): `ADDR` says where it
+/// is, low half first.
 fn generation_counter() -> Encoded {
     let (id, compatible): (AmlStr, AmlStr) = ("DOPP0001", "VM_Gen_Counter");
     let mut address = PackageBuilder::new();

@@ -1,5 +1,8 @@
 //! `doppel inspect`.
 
+use std::path::Path;
+
+use checkpoint::{Checkpoint, DiskPolicy};
 use clap::Args;
 use vmm::VmInfo;
 use vmm::client::Client;
@@ -7,10 +10,11 @@ use vmm::client::Client;
 use super::{client_fail, find, print, print_json};
 use crate::fail::Fail;
 
-/// Say what a running VM is and where it stands.
+/// Say what a running VM is and where it stands, or what a checkpoint holds.
 #[derive(Args, Debug)]
 pub struct Inspect {
-    /// Name of the VM.
+    /// Name of the VM, or the folder of a checkpoint.
+    #[arg(value_name = "NAME|FOLDER")]
     name: String,
     /// As JSON.
     #[arg(long)]
@@ -20,6 +24,10 @@ pub struct Inspect {
 impl Inspect {
     /// Runs the verb.
     pub fn run(&self) -> Result<u8, Fail> {
+        let folder = Path::new(&self.name);
+        if folder.is_dir() {
+            return self.checkpoint(folder);
+        }
         let vm = find(&self.name)?;
         let info = Client::new(&vm.api()).inspect().map_err(client_fail(&self.name))?;
         if self.json {
@@ -29,6 +37,52 @@ impl Inspect {
         }
         Ok(0)
     }
+}
+
+impl Inspect {
+    fn checkpoint(&self, folder: &Path) -> Result<u8, Fail> {
+        // Checks all but the contents of memory.
+        let checkpoint = Checkpoint::open(folder)?;
+        if self.json {
+            print_json(checkpoint.manifest())?;
+        } else {
+            print(&describe_checkpoint(&checkpoint))?;
+        }
+        Ok(0)
+    }
+}
+
+fn describe_checkpoint(checkpoint: &Checkpoint) -> String {
+    let manifest = checkpoint.manifest();
+    let machine = &manifest.machine;
+    let mut lines = vec![
+        ("checkpoint", manifest.id.to_string()),
+        ("format", format!("{}, release {}", manifest.version, manifest.release)),
+        ("name", manifest.vm["name"].as_str().unwrap_or("").into()),
+        (
+            "memory",
+            format!("{}M, {}M saved", machine.memory_bytes >> 20, manifest.memory.pages >> 8),
+        ),
+        ("CPU", format!("x86-64-{}", machine.cpu)),
+        ("branches", manifest.point.branches.to_string()),
+        ("guest time", format!("{:.3} s", manifest.virtual_time_ns as f64 / 1e9)),
+    ];
+    for (folder, below) in checkpoint.chain().skip(1) {
+        lines.push(("on top of", format!("{} ({})", folder.display(), below.id)));
+    }
+    for disk in &manifest.disks {
+        let how = match disk.policy {
+            DiskPolicy::Kept => "kept",
+            DiskPolicy::Copied => "copied",
+            DiskPolicy::ReadOnly => "read-only",
+        };
+        let (path, size) = (disk.path.display(), disk.size_bytes >> 20);
+        lines.push(("disk", format!("{path} ({}, {size}M, {how})", disk.format)));
+    }
+    for mac in &machine.nics {
+        lines.push(("net", format!("mac {}", mac.map(|byte| format!("{byte:02x}")).join(":"))));
+    }
+    lines.into_iter().map(|(key, value)| format!("{key:<11}{value}\n")).collect()
 }
 
 fn describe(info: &VmInfo) -> String {
