@@ -30,6 +30,13 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     for section in 0..24 {
         add("saved", &format!("number-{section}"), vec![200, section, 9, 3, 0, 0, 2, section, 6]);
     }
+    for file in 0..4u8 {
+        for repairs in [0, 1] {
+            let name = format!("file-{file}-{repairs}");
+            add("checkpoint", &name, vec![file, repairs, 2, 60, 0, 1, 7, 90, 0, 0x82, 3]);
+        }
+    }
+    add("checkpoint", "unchanged", vec![0, 1, 0]);
     for (name, bytes) in CHIPSET {
         add("chipset", name, bytes.to_vec());
     }

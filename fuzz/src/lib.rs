@@ -7,6 +7,7 @@
 //! the rest.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod chipset;
 pub mod disk;
 pub mod guest;
@@ -38,6 +39,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "kernel", run: kernel::run },
     Target { name: "disk", run: disk::run },
     Target { name: "saved", run: saved::run },
+    Target { name: "checkpoint", run: checkpoint::run },
     Target { name: "guest", run: guest::run },
     Target { name: "chipset", run: chipset::run },
     Target { name: "values", run: values::run },

@@ -33,4 +33,4 @@ macro_rules! replays {
     )*};
 }
 
-replays!(virtio kernel disk saved guest chipset values log);
+replays!(virtio kernel disk saved checkpoint guest chipset values log);

@@ -85,7 +85,7 @@ pub(crate) fn open_as_it_is(spec: &DiskSpec) -> Result<Box<dyn BlockBackend>, Di
 ///
 /// Fails as [`open`] does.
 pub fn backing_chain(spec: &DiskSpec) -> Result<Vec<(PathBuf, Format)>, DiskError> {
-    let layers = open_chain(spec)?;
+    let layers = open_chain(&marker::settle(spec.clone())?)?;
     Ok(layers.into_iter().map(|layer| (layer.path, layer.format)).collect())
 }
 

@@ -3,6 +3,7 @@
 pub mod console;
 mod report;
 mod rows;
+mod stun;
 mod target;
 
 use std::process::Command;
@@ -28,6 +29,8 @@ pub struct Bench {
 enum What {
     /// How fast guests run: boot, integers, floating point, system calls, interpreters, crypto.
     Guest(Guest),
+    /// How long guests stand still when they are kept.
+    Stun(stun::Stun),
 }
 
 /// The rows of guest performance.
@@ -62,8 +65,13 @@ impl Bench {
     /// # Errors
     /// When something cannot be built, or not one round of a target works.
     pub fn run(&self) -> Result<()> {
-        let What::Guest(guest) = &self.what;
-        guest.run()
+        match &self.what {
+            What::Guest(guest) => guest.run(),
+            What::Stun(stun) => {
+                require_qemu(&Cache::open()?)?;
+                stun.run()
+            }
+        }
     }
 }
 

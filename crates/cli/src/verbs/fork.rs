@@ -33,10 +33,10 @@ Examples:
 /// Make running copies of a running VM.
 ///
 /// Each copy goes on from the same instant as the VM itself, with its own name (NAME-1, NAME-2,
-/// ...), overlay of each disk, Ethernet addresses, ports of the host and VM generation id, so that its
-/// kernel renews its random numbers. What a copy writes to its disks is thrown away when it ends,
-/// unless --keep-disks is given. By default the VM's images stay in place for the copies and the VM
-/// goes on with overlays; with --copy-disk they are copied first.
+/// ...), overlay of each disk, Ethernet addresses, ports of the host and VM generation id, so that
+/// its kernel renews its random numbers. What a copy writes to its disks is thrown away when it
+/// ends, unless --keep-disks is given. By default the VM's images stay in place for the copies and
+/// the VM goes on with overlays; with --copy-disk they are copied first.
 #[derive(Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Fork {
