@@ -34,7 +34,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "virtio", run: virtio::run },
     Target { name: "kernel", run: kernel::run },
     Target { name: "disk", run: disk::run },

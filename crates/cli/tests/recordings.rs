@@ -20,6 +20,8 @@ fn typed(place: &Place, name: &str, more: &[&str]) -> PathBuf {
     let dir = place.path(&format!("{name}.rec"));
     let arguments = [&["--record", dir.to_str().unwrap()], more].concat();
     let mut vm: Vm<'_> = place.start(name, &guest(), &arguments);
+    // What is typed before the guest runs enters at the very beginning.
+    wait_for("a guest on its way", || vm.inspect("branches").parse::<u64>().unwrap() > 1_000);
     vm.type_text("hello, ");
     std::thread::sleep(std::time::Duration::from_millis(300));
     vm.type_text("worldq");

@@ -78,7 +78,7 @@ pub(super) fn go(travel: &mut Travel, place: Place) -> Result<(), RecordingError
 /// A traveller at the beginning of the recording in `dir`.
 pub(super) fn travel(dir: &Path, kind: EngineKind) -> Result<Travel, VmError> {
     let recording = Opened::open(dir)?;
-    let boot = BootFiles::open(&recording.boot_spec())?;
+    let mut boot = BootFiles::open(&recording.boot_spec())?;
     let mut machine = Machine::new(recording.spec.clone())?;
     boot.boot(&mut machine)?;
     let reboot: Reboot =
