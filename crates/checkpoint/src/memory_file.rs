@@ -20,12 +20,15 @@ const VERSION: u32 = 1;
 /// Bytes of the trailer.
 pub(crate) const TRAILER_SIZE: u64 = 4096;
 
+/// What the machine wrote of a memory file.
+type ByMachine = (Vec<(usize, Option<u64>)>, Option<std::io::Error>);
+
 /// A memory file that is being written, by a saver and, at the limit of copies, by the machine.
 pub(crate) struct MemoryFile {
     pub file: File,
     pub path: PathBuf,
     /// Pages that the machine wrote itself, with their checksums, and its first failure.
-    by_machine: Mutex<(Vec<(usize, Option<u64>)>, Option<std::io::Error>)>,
+    by_machine: Mutex<ByMachine>,
 }
 
 impl MemoryFile {

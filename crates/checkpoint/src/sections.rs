@@ -48,9 +48,11 @@ pub(crate) fn encode(id: Id, sections: &Sections, reads: &[DiskReads]) -> Vec<u8
     bytes
 }
 
-/// Reads a file's bytes: whose it is, the machine's sections, and the reads of each disk; or in
-/// words what is wrong with them.
-pub(crate) fn decode(bytes: &[u8]) -> Result<(Id, Sections, Vec<(u32, DiskReads)>), String> {
+/// Whose a file is, the machine's sections, and the reads of each disk.
+pub(crate) type Decoded = (Id, Sections, Vec<(u32, DiskReads)>);
+
+/// Reads a file's bytes, or says in words what is wrong with them.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
     let Some((body, sum)) = bytes.split_last_chunk::<8>() else {
         return Err("it is shorter than its header".into());
     };

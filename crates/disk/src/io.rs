@@ -315,7 +315,7 @@ fn serve(shared: &Shared, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBa
         };
         drop(state);
         served += 1;
-        if served % REQUESTS_PER_WORK == 0 && backend.has_work() {
+        if served.is_multiple_of(REQUESTS_PER_WORK) && backend.has_work() {
             work(backend.as_mut());
         }
         let request = match job {

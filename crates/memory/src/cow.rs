@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::mapping::PageReader;
 use crate::present::Present;
@@ -257,10 +257,7 @@ impl CowSaver {
 
     /// An original that the machine copied aside, if one waits.
     pub fn try_copy(&self) -> Option<(usize, Box<Page>)> {
-        match self.full.try_recv() {
-            Ok(copy) => Some(copy),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.full.try_recv().ok()
     }
 
     /// Gives a copy's memory back.

@@ -371,11 +371,10 @@ impl Translator {
         let next = self.go_on(leaving, rip);
         if let Next::Enter(entry) = next
             && self.cache.epoch == epoch
+            && let Some(at) = fetch_place(leaving.cpu, rip)
         {
-            if let Some(at) = fetch_place(leaving.cpu, rip) {
-                self.cache.link(jump, at.page(), entry);
-                self.statistics.links += 1;
-            }
+            self.cache.link(jump, at.page(), entry);
+            self.statistics.links += 1;
         }
         next
     }

@@ -9,10 +9,13 @@ use crate::travel::Position;
 /// A page's contents.
 pub(crate) type Page = [u8; 4096];
 
+/// What a page was at a position, and before.
+type Version = (Position, Option<Arc<Page>>);
+
 /// Versions of pages, by page and position.
 #[derive(Default)]
 pub(crate) struct Pages {
-    versions: BTreeMap<u32, Vec<(Position, Option<Arc<Page>>)>>,
+    versions: BTreeMap<u32, Vec<Version>>,
     kept: usize,
 }
 

@@ -212,8 +212,10 @@ mod tests {
     #[test]
     fn clock_stays_near_an_uneven_host_and_anchors_stay_few() {
         let by_sevens = |quantum: u64| if quantum.is_multiple_of(7) { 400_000 } else { 100_000 };
-        let by_phases = |quantum: u64| if quantum / 50 % 2 == 0 { 30_000 } else { 5_000 };
-        let wild = |quantum: u64| 5_000 + (quantum * 0x9e37_79b9_7f4a_7c15 >> 32) % 60_000;
+        let by_phases =
+            |quantum: u64| if (quantum / 50).is_multiple_of(2) { 30_000 } else { 5_000 };
+        let wild =
+            |quantum: u64| 5_000 + (quantum.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 60_000;
         let drifts =
             [simulate(by_sevens, 20_000), simulate(by_phases, 60_000), simulate(wild, 60_000)];
         for drift in drifts {

@@ -6,10 +6,10 @@
 //! | unit tests | all packages but `whole`, with nextest where it is installed |
 //! | guests | images that the rest needs, from the cache or built |
 //! | cosim | random instructions against the host CPU; the corpus is among the unit tests |
-//! | machines | package `whole` in release, with guests and the real `doppel`; `soak_*` in short |
+//! | machines | package `whole` in release, with guests and the real `doppel` |
 //!
-//! Files `tests/tests/slow_*.rs` and tests that need QEMU run with `--slow` alone. Every step runs
-//! even if an earlier one failed; the last line sums up.
+//! Files `tests/tests/slow_*.rs`, `soak_*.rs` (in short) and tests that need QEMU run with `--slow`
+//! alone. Every step runs even if an earlier one failed; the last line sums up.
 
 pub mod tally;
 
@@ -48,6 +48,8 @@ const COSIM_CASES_SLOW: u64 = 20_000_000;
 
 /// How files of slow tests begin.
 const SLOW: &str = "slow_";
+/// How files of real work at length begin; `cargo xtask soak` runs them too.
+const SOAK: &str = "soak_";
 /// The file whose ignored tests need QEMU.
 const QEMU: &str = "arch";
 
@@ -109,7 +111,8 @@ impl Test {
         free.args(["test", "--release", "--package", "whole", "--no-fail-fast"]);
         tally.tests("machines", &mut free)?;
         let mut subjects = subjects()?;
-        subjects.retain(|name| self.slow || !(name.starts_with(SLOW) || name == QEMU));
+        let is_slow = |name: &str| name.starts_with(SLOW) || name.starts_with(SOAK) || name == QEMU;
+        subjects.retain(|name| self.slow || !is_slow(name));
         let mut whole = command();
         whole.env("DOPPEL", doppel);
         whole.args(["test", "--release", "--package", "whole", "--no-fail-fast"]);
@@ -167,5 +170,8 @@ fn build_guests(is_slow: bool) -> Result<()> {
         guests::mini_full(&cache, Kernel::Backports, false)?;
     }
     guests::debian(&cache, false)?;
-    guests::soak_files(&cache, false).map(drop)
+    if is_slow {
+        guests::soak_files(&cache, false)?;
+    }
+    Ok(())
 }

@@ -20,7 +20,7 @@ fn instruction_whose_second_page_is_another_one() {
     code[0x3ffe..0x4000].copy_from_slice(&[0x48, 0xb8]); // mov rax, imm64; ret
     code[0x4000..0x4009].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8, 0xc3]);
     code[0x5000..0x5009].copy_from_slice(&[8, 7, 6, 5, 4, 3, 2, 1, 0xc3]);
-    assert!(SMALL == 0x40_0000 && SMALL_TO == 0x3000 && SMALL_TABLE == 0x5000);
+    const { assert!(SMALL == 0x40_0000 && SMALL_TO == 0x3000 && SMALL_TABLE == 0x5000) };
     check("second page", &code);
 }
 

@@ -81,7 +81,7 @@ fn take(keeper: &Keeper, job: &Job) -> Result<(), KeepError> {
         }
     }
     let committed = commit_all(keeper, job, &disks, covered);
-    saved.and_then(|()| committed)
+    saved.and(committed)
 }
 
 /// Waits until the disks have switched. Those that could not go on as they were; the first failure

@@ -23,6 +23,9 @@ use crate::ports::{DiskPort, Ports};
 use crate::prepare::{BootFiles, Prepared, engine};
 use crate::{DiskInfo, End, EngineKind, NetSpec, VmError, VmInfo, VmSpec, process};
 
+/// A disk of the replay, and what to say of it.
+type OpenDisk = (Box<dyn BlockBackend>, DiskInfo);
+
 /// Branches replayed between two looks at what is asked for from outside.
 const STRETCH_BRANCHES: u64 = 4_000_000;
 
@@ -278,7 +281,7 @@ impl Opened {
     }
 
     /// Disks whose changes are forgotten.
-    fn scratch_disks(&self) -> Result<Vec<(Box<dyn BlockBackend>, DiskInfo)>, RecordingError> {
+    fn scratch_disks(&self) -> Result<Vec<OpenDisk>, RecordingError> {
         let disks = self.scratch()?.into_iter().zip(&self.manifest.disks);
         let with_info = disks.map(|(disk, desc)| {
             let path = desc.files.first().map(|file| file.path.clone()).unwrap_or_default();
@@ -300,7 +303,7 @@ impl Opened {
     }
 
     /// Disks that stay: overlays in a new folder of the recording.
-    fn live_disks(&self) -> Result<Vec<(Box<dyn BlockBackend>, DiskInfo)>, RecordingError> {
+    fn live_disks(&self) -> Result<Vec<OpenDisk>, RecordingError> {
         if self.manifest.disks.is_empty() {
             return Ok(Vec::new());
         }
