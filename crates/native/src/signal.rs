@@ -5,6 +5,7 @@
 //! interrupted RIP is in no watched code memory, or its owner declines, it does what the handler
 //! it replaced would have done.
 
+use std::arch::global_asm;
 use std::cell::UnsafeCell;
 use std::io;
 use std::mem::MaybeUninit;
@@ -115,7 +116,7 @@ fn install() -> Result<(), i32> {
         let result = unsafe {
             let previous = (*PREVIOUS.0.get())[index].as_mut_ptr();
             let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as *const () as usize;
+            action.sa_sigaction = native_signal_entry as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&mut action.sa_mask);
             match libc::sigaction(signal, ptr::null(), previous) {
@@ -143,6 +144,20 @@ fn redirect(at: &mut Interrupted) -> bool {
         }
     }
     false
+}
+
+// The kernel enters a handler with the RFLAGS.AC of what it interrupted, and compiled code's
+// accesses are not aligned: cleared before any of it runs. Sigreturn brings it back.
+global_asm!(
+    ".text",
+    "native_signal_entry:",
+    "pushfq", "and dword ptr [rsp], 0xfffbffff", "popfq",
+    "jmp {handler}",
+    handler = sym handler,
+);
+
+unsafe extern "sysv64" {
+    fn native_signal_entry();
 }
 
 unsafe extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
@@ -191,5 +206,44 @@ fn chain(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
             let previous: extern "C" fn(c_int) = unsafe { std::mem::transmute(address) };
             previous(signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Faults at a UD2 with RFLAGS.AC set; returns what RFLAGS was behind it.
+    global_asm!(
+        ".text",
+        "native_signal_test:",
+        "pushfq",
+        "or dword ptr [rsp], 0x40000",
+        "popfq",
+        "ud2",
+        "pushfq",
+        "pop rax",
+        "pushfq",
+        "and dword ptr [rsp], 0xfffbffff",
+        "popfq",
+        "ret",
+    );
+
+    unsafe extern "sysv64" {
+        fn native_signal_test() -> u64;
+    }
+
+    #[test]
+    fn code_with_alignment_checks_on_may_fault() {
+        let base = native_signal_test as *const () as usize;
+        let past_ud2: Redirect = |_, _, at| {
+            at.rip += 2;
+            true
+        };
+        // SAFETY: behind the UD2 the function goes on; no data is passed.
+        let _watch = unsafe { watch(base, 32, 0, past_ud2) }.expect("the handler is installed");
+        // SAFETY: it keeps the calling convention.
+        let flags = unsafe { native_signal_test() };
+        assert_ne!(flags & 1 << 18, 0, "sigreturn restores AC");
     }
 }

@@ -95,6 +95,9 @@ fn parent(options: &Options) -> Result<ExitCode> {
     for child in children {
         let output = child.wait_with_output()?;
         failed |= !output.status.success();
+        if output.status.code().is_none() {
+            eprintln!("cosim: a worker was killed: {}", output.status);
+        }
         coverage.add(&String::from_utf8_lossy(&output.stdout));
     }
     print!("{}", coverage.report(options.verbose));
