@@ -86,6 +86,12 @@ impl Machine {
         id
     }
 
+    /// Frames that network card `nic` can take in before some would be lost.
+    pub fn frame_room(&self, nic: u32) -> usize {
+        let slot = self.board.nic_slots.get(nic as usize);
+        slot.map_or(0, |&slot| self.board.pci.frame_room(slot))
+    }
+
     /// Bytes that console `port` can take in before some would be lost.
     pub fn receive_room(&self, port: u32) -> usize {
         self.board.receive_room(port as usize)

@@ -28,11 +28,6 @@ use crate::recording::{LogFeed, Recording, Stretch};
 use crate::status::{SharedCounters, SharedMetrics};
 use crate::{End, Metrics, State, VmError};
 
-/// Frames let in at once when the guest has been idle: what its receive ring holds.
-const FRAMES_MAX: usize = 256;
-/// Frames let in per quantum while the guest is busy: a guest that keeps up is idle now and then,
-/// and gets more. What it does not take would be dropped, and TCP pays dearly for that.
-const FRAMES_PER_QUANTUM: usize = 2;
 /// Bytes let in per quantum at the virtio console, which buffers 64 KiB and tells no room.
 const HVC_BYTES_PER_QUANTUM: usize = 256;
 /// Number of the virtio console among the ports.
@@ -82,8 +77,6 @@ pub(crate) struct Driver {
     pub boot: BootFiles,
     pub no_reboot: bool,
     pub metrics: Metrics,
-    /// Frames that may be let in now.
-    pub frame_credit: usize,
     /// The guest stands still until it is told to go on.
     pub starts_paused: bool,
     /// A new generation for the guest, before anything else.
@@ -257,11 +250,11 @@ impl Driver {
                 self.machine.inject(&mut self.ports, Input::Console { port: port as u32, bytes });
             }
         }
-        self.frame_credit = (self.frame_credit + FRAMES_PER_QUANTUM).min(FRAMES_MAX);
         for card in 0..self.ports.nets.len() {
             let nic = card as u32;
-            for frame in self.inbox.take_frames(card, self.frame_credit) {
-                self.frame_credit -= 1;
+            // What the guest has not taken yet waits with us: TCP pays dearly for what is dropped.
+            let room = self.machine.frame_room(nic);
+            for frame in self.inbox.take_frames(card, room) {
                 self.metrics.frames_received += 1;
                 self.machine.inject(&mut self.ports, Input::NetReceive { nic, frame });
             }
@@ -281,7 +274,6 @@ impl Driver {
 
     /// The guest waits for `deadline` or for something from outside.
     fn idle(&mut self, deadline: Option<VirtualTime>) {
-        self.frame_credit = FRAMES_MAX;
         let now = self.machine.now();
         let start_ns = monotonic_ns();
         let sleep_ns = match (&self.pace, deadline) {

@@ -150,7 +150,6 @@ fn launch(
         boot,
         no_reboot: spec.no_reboot,
         metrics: Metrics::default(),
-        frame_credit: 0,
         starts_paused: spec.restore.as_ref().is_some_and(|restore| restore.paused),
         generation,
     };

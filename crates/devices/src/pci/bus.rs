@@ -261,6 +261,11 @@ impl PciBus {
         self.call(cx, slot, |function, cx| function.deliver(cx, what));
     }
 
+    /// Frames that can be delivered to `slot` now and will not be dropped for want of room.
+    pub fn frame_room(&self, slot: u8) -> usize {
+        self.function(slot).map_or(0, |function| function.frame_room())
+    }
+
     /// Ids of disk requests of `slot` to complete at `now`, in order, each by a
     /// [`Delivery::Disk`].
     pub fn due(&self, slot: u8, now: VirtualTime) -> Vec<u64> {

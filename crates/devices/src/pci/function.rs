@@ -56,6 +56,11 @@ pub trait PciFunction: Send {
     /// Something arrives from outside; what the function does not take is dropped.
     fn deliver(&mut self, _cx: &mut DeviceContext<'_>, _what: Delivery) {}
 
+    /// Frames that can be delivered now and will not be dropped for want of room.
+    fn frame_room(&self) -> usize {
+        0
+    }
+
     /// Ids of disk requests whose time has come at `now`, in the order to complete them.
     fn due(&self, _now: VirtualTime) -> Vec<u64> {
         Vec::new()

@@ -190,6 +190,11 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
+    /// Frames that can be delivered now and will not be dropped for want of room.
+    fn frame_room(&self) -> usize {
+        0
+    }
+
     /// Ids of disk requests whose time has come.
     fn due(&self, _now: VirtualTime) -> Vec<u64> {
         Vec::new()

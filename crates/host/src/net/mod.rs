@@ -7,6 +7,7 @@
 mod handshake;
 mod hostfwd;
 mod passt;
+mod repeats;
 mod tap;
 mod usernet;
 

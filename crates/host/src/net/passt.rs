@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::usernet::{
@@ -22,6 +23,10 @@ use super::usernet::{
 };
 use super::{Forward, NetError, Protocol};
 
+/// What passt may have on its way to us: as much as the largest TCP window of a Linux guest. It
+/// throws away what its socket does not take at once, and then sends a whole window again. The
+/// host's limit (`net.core.wmem_max`) may allow less.
+const SEND_BUFFER: usize = 8 << 20;
 /// Number of our socket in the child.
 const CHILD_FD: i32 = 3;
 /// Lines of its complaints that are kept.
@@ -46,6 +51,8 @@ impl Passt {
         let kind = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC);
         let (ours, theirs) = socketpair(kind.0, kind.1, kind.2, None)
             .map_err(|errno| NetError::system("make a socket pair")(errno.into()))?;
+        // Less is allowed, too.
+        let _ = set_socket_send_buffer_size(&theirs, SEND_BUFFER);
         let mut command = Command::new(&spec.program);
         command
             .args(arguments(spec))

@@ -24,6 +24,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::handshake::final_ack;
 use super::passt::Passt;
+use super::repeats::Repeats;
 use super::{FRAME_LEN_MAX, FRAME_LEN_MIN, Forward, NetBackend, NetCounters, NetError, NetEvent};
 use crate::wake::{Wake, poll_all, readable};
 
@@ -69,6 +70,7 @@ pub struct UserNet {
     link: Arc<Link>,
     thread: Option<JoinHandle<()>>,
     counters: NetCounters,
+    repeats: Repeats,
     passt_id: u32,
 }
 
@@ -109,7 +111,8 @@ impl UserNet {
             .name("usernet".into())
             .spawn(move || reader.run(passt))
             .map_err(NetError::system("start a thread"))?;
-        Ok(UserNet { link, thread: Some(thread), counters: NetCounters::default(), passt_id })
+        let (counters, repeats) = (NetCounters::default(), Repeats::default());
+        Ok(UserNet { link, thread: Some(thread), counters, repeats, passt_id })
     }
 
     /// passt's process id.
@@ -121,7 +124,9 @@ impl UserNet {
 impl NetBackend for UserNet {
     fn transmit(&mut self, frame: &[u8]) {
         let whole = (FRAME_LEN_MIN..=FRAME_LEN_MAX).contains(&frame.len());
-        if whole && self.link.send_frame(frame) {
+        if self.repeats.swallow(frame, Instant::now()) {
+            self.counters.sent += 1;
+        } else if whole && self.link.send_frame(frame) {
             self.counters.sent += 1;
             self.link.answer(frame);
         } else {

@@ -103,6 +103,10 @@ impl VirtioDevice for Net {
         }
     }
 
+    fn frame_room(&self) -> usize {
+        rx::WAITING_MAX - self.waiting.len().min(rx::WAITING_MAX)
+    }
+
     fn deliver(&mut self, cx: &mut VirtioContext<'_>, what: Delivery) -> Result<(), Broken> {
         match what {
             Delivery::Frame(frame) => self.receive(cx, frame),

@@ -112,9 +112,11 @@ fn receive_without_merging_takes_one_chain_or_drops() {
 #[test]
 fn receive_without_buffers_waits_then_drops() {
     let (mut rig, driver, mut queues) = start(u64::MAX);
+    assert_eq!(rig.bus.frame_room(SLOT), 256);
     for _ in 0..300 {
         rig.deliver(Delivery::Frame(frame(60)));
     }
+    assert_eq!(rig.bus.frame_room(SLOT), 0);
     assert!(rig.drain().is_empty());
     let saved = rig.save();
     for i in 0..40 {
@@ -123,6 +125,8 @@ fn receive_without_buffers_waits_then_drops() {
     driver.kick(&mut rig, &queues[0]);
     assert_eq!(queues[0].take_used(&rig).len(), 40);
     assert_eq!(queues[0].avail_event(&rig), 40);
+    // Exactly what the driver took.
+    assert_eq!(rig.bus.frame_room(SLOT), 40);
     let mut twin = Rig::new(card());
     twin.bus.restore(&mut saved.clone()).unwrap();
     assert!(twin.save() == saved);

@@ -128,6 +128,10 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         self.enter(cx, |device, cx| device.deliver(cx, what));
     }
 
+    fn frame_room(&self) -> usize {
+        self.device.frame_room()
+    }
+
     fn due(&self, now: VirtualTime) -> Vec<u64> {
         self.device.due(now)
     }
