@@ -40,6 +40,17 @@ impl OutputDigest {
         }
     }
 
+    /// It as numbers, to be kept.
+    pub fn to_words(&self) -> [u64; 5] {
+        let [a, b, c] = self.consoles;
+        [a, b, c, self.frames, self.disks]
+    }
+
+    /// The one that was kept so.
+    pub fn from_words([a, b, c, frames, disks]: [u64; 5]) -> OutputDigest {
+        OutputDigest { consoles: [a, b, c], frames, disks }
+    }
+
     /// The digest.
     pub fn value(&self) -> u64 {
         let [a, b, c] = self.consoles;
@@ -91,6 +102,20 @@ mod tests {
         }
         let frame = |byte| Output::NetTransmit { nic: 0, frame: vec![byte; 60] };
         assert_ne!(digest(&[frame(1), frame(2)]), digest(&[frame(2), frame(1)]));
+    }
+
+    #[test]
+    fn digest_goes_on_from_what_was_kept() {
+        let mut digest = OutputDigest::default();
+        let frame = Output::NetTransmit { nic: 0, frame: vec![1; 60] };
+        [console(0, b"a"), console(1, b"b"), console(2, b"c"), frame.clone()]
+            .iter()
+            .for_each(|output| digest.add(output));
+        let mut kept = OutputDigest::from_words(digest.to_words());
+        assert_eq!(kept, digest);
+        kept.add(&frame);
+        digest.add(&frame);
+        assert_eq!(kept.value(), digest.value());
     }
 
     #[test]

@@ -84,11 +84,11 @@ impl<W: Write + Send + 'static> Recorder<W> {
         lock(&self.shared).writer.entries()
     }
 
-    /// Ends the recording in good order, with a last check.
+    /// Ends the recording in good order, with a last check. What is left is to drop it.
     ///
     /// # Errors
     /// As [`Recorder::flush`].
-    pub fn stop(self, machine: &mut Machine, output: u64) -> Result<(), LogError> {
+    pub fn stop(&self, machine: &mut Machine, output: u64) -> Result<(), LogError> {
         machine.observe(None);
         self.check(machine, output);
         self.append(machine, What::End);

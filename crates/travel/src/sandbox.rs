@@ -40,6 +40,16 @@ impl Sandbox {
         Sandbox { disks, state: State::default(), traced: None }
     }
 
+    /// What a machine from a checkpoint waits for: requests to be done again, results of reads.
+    pub fn resume(&mut self, requests: Vec<(u32, DiskRequest)>, reads: Vec<(u32, DiskCompletion)>) {
+        self.state.done = reads.into_iter().map(|(disk, read)| ((disk, read.id), read)).collect();
+        for (disk, request) in requests {
+            let id = request.id;
+            let completion = self.carry_out(disk, request);
+            self.state.done.insert((disk, id), completion);
+        }
+    }
+
     /// The last bytes that the first serial port printed.
     pub fn console(&self) -> &[u8] {
         &self.state.console

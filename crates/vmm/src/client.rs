@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::{ErrorReply, StateReply, StopRequest};
-use crate::{CheckpointRequest, CheckpointStatus, Metrics, State, VmInfo};
+use crate::{
+    CheckpointRequest, CheckpointStatus, Metrics, RecordRequest, RecordStatus, State, VmInfo,
+};
 
 /// How long a VM may take to answer.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -121,6 +123,32 @@ impl<'a> Client<'a> {
     /// See [`Client::inspect`].
     pub fn cancel_checkpoint(&self) -> Result<CheckpointStatus, ClientError> {
         self.call(Method::DELETE, "/vm/checkpoint", String::new())
+    }
+
+    /// Starts a recording into `folder`, absolute; the checkpoint it begins with.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn record(&self, folder: &Path) -> Result<CheckpointStatus, ClientError> {
+        let request = RecordRequest { folder: folder.into() };
+        let body = serde_json::to_string(&request).unwrap_or_default();
+        self.call(Method::PUT, "/vm/record", body)
+    }
+
+    /// The recording that is being made of it.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn record_status(&self) -> Result<RecordStatus, ClientError> {
+        self.call(Method::GET, "/vm/record", String::new())
+    }
+
+    /// Ends the recording that is being made.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn end_recording(&self) -> Result<State, ClientError> {
+        Ok(self.call::<StateReply>(Method::DELETE, "/vm/record", String::new())?.state)
     }
 
     fn put(&self, path: &str, body: String) -> Result<State, ClientError> {

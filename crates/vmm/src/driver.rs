@@ -15,18 +15,21 @@ use host::clock::monotonic_ns;
 use host::net::NetBackend;
 use journal::Input;
 use machine::{Machine, MachineSpec, Stop};
+use replay::OutputDigest;
+use tokio::sync::oneshot;
 use types::VirtualTime;
 
+use crate::boot_files::BootFiles;
 use crate::clock::{Anchor, LiveClock, quantum_branches};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
-use crate::keeping::{CaptureOrder, CapturedVm};
+use crate::keeping::{CaptureOrder, CapturedVm, Mark};
 use crate::lifecycle::Lifecycle;
 use crate::ports::Ports;
-use crate::prepare::{BootFiles, mac};
+use crate::prepare::mac;
 use crate::recording::{LogFeed, Recording, Stretch};
 use crate::status::{SharedCounters, SharedMetrics};
-use crate::{End, Metrics, State, VmError};
+use crate::{End, Metrics, RecordingError, State, VmError};
 
 /// Bytes let in per quantum at the virtio console, which buffers 64 KiB and tells no room.
 const HVC_BYTES_PER_QUANTUM: usize = 256;
@@ -121,7 +124,7 @@ impl Driver {
 
     /// Keeps the machine as it is now (mechanism C3), and the disks by the overlays they get.
     fn capture(&mut self, order: CaptureOrder) {
-        let CaptureOrder { guest, overlays, reply } = order;
+        let CaptureOrder { guest, overlays, mark, reply } = order;
         let start_ns = monotonic_ns();
         let captured = checkpoint::capture(&mut self.machine, &mut self.ports, guest.0);
         let switched = overlays.into_iter().map(|(index, overlay)| {
@@ -129,9 +132,39 @@ impl Driver {
             (index, self.ports.disks[index].switch(overlay, reads))
         });
         let switched = switched.collect();
+        let marked = mark.map_or(Ok(()), |mark| self.mark(mark));
         let stun_ns = monotonic_ns() - start_ns;
         // Whoever asked may have gone.
-        let _ = reply.send(CapturedVm { captured, switched, stun_ns });
+        let _ = reply.send(CapturedVm { captured, switched, stun_ns, marked });
+    }
+
+    /// What the present point is to a recording.
+    fn mark(&mut self, mark: Mark) -> Result<(), RecordingError> {
+        if !matches!(self.feed, Feed::Live) {
+            return Err(RecordingError::Asked("what is being replayed is recorded already".into()));
+        }
+        match mark {
+            Mark::Begin(file) => {
+                self.recording = Some(Recording::begin(&mut self.machine, file)?);
+                self.ports.digest = Some(OutputDigest::default());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the recording. What is left of it reaches the disk in a thread of its own.
+    fn end_recording(&mut self, reply: oneshot::Sender<Result<State, Refusal>>) {
+        let Some(mut recording) = self.recording.take() else {
+            let _ = reply.send(Err(Refusal::NotRecorded));
+            return;
+        };
+        recording.finish(&mut self.machine, self.ports.digest());
+        self.ports.digest = None;
+        let state = self.lifecycle.state();
+        std::thread::spawn(move || {
+            drop(recording);
+            let _ = reply.send(Ok(state));
+        });
     }
 
     fn run_quanta(&mut self) -> Result<End, VmError> {
@@ -348,6 +381,9 @@ impl Driver {
     }
 
     fn answer(&mut self, Request { verb, reply }: Request) {
+        if verb == Verb::EndRecording {
+            return self.end_recording(reply);
+        }
         let answer = self.change(verb);
         // Whoever asked may have gone.
         let _ = reply.send(answer);
@@ -373,6 +409,7 @@ impl Driver {
             (Verb::Stop | Verb::PowerButton, _) => {
                 self.machine.inject(&mut self.ports, Input::PowerButton)
             }
+            (Verb::EndRecording, _) => return Err(Refusal::NotRecorded),
         }
         Ok(self.lifecycle.state())
     }

@@ -44,6 +44,8 @@ pub(crate) enum Verb {
     PowerButton,
     /// Press the power button, and mean it.
     Stop,
+    /// End the recording that is being made.
+    EndRecording,
 }
 
 /// Why a verb was not obeyed.
@@ -51,6 +53,8 @@ pub(crate) enum Verb {
 pub(crate) enum Refusal {
     #[error("the VM is {}; it cannot be {what}", .state.name())]
     State { state: State, what: &'static str },
+    #[error("the VM is not being recorded")]
+    NotRecorded,
     #[error("the VM has ended")]
     Ended,
     #[error("{REQUESTS_MAX} requests wait already; try again later")]

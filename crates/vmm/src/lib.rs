@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod boot_files;
 pub mod client;
 mod clock;
 mod control;
@@ -40,7 +41,8 @@ mod status;
 pub use end::{End, Status as ExitStatus};
 pub use error::VmError;
 pub use keeping::{
-    CheckpointRequest, CheckpointStatus, Phase, free_port, restored_spec, state_dir,
+    CheckpointRequest, CheckpointStatus, Phase, RecordRequest, RecordStatus, free_port,
+    restored_spec, state_dir,
 };
 pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};

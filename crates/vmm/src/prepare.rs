@@ -8,7 +8,6 @@ use std::io::{LineWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use boot::BootError;
 use cpu::Engine;
 use disk::{DiskIo, Format};
 use host::console::ConsoleSpec;
@@ -19,15 +18,14 @@ use memory::Ram;
 use translate::{Options, Translator};
 use types::{PAGE_SIZE, VirtualTime};
 
+use crate::boot_files::BootFiles;
 use crate::clock::LiveClock;
-use crate::driver::{self, Pace};
+use crate::driver::Pace;
 use crate::ports::DiskPort;
 use crate::{
     DiskInfo, EngineKind, MEMORY_SIZE_MIN, NetKind, VmError, VmSpec, check_name, overwrite,
 };
 
-/// Largest kernel file, bytes.
-const KERNEL_SIZE_MAX: u64 = 1 << 30;
 /// The calendar of a run with a seed starts at 2024-01-01T00:00:00Z.
 const SEEDED_WALL_NS: u64 = 1_704_067_200 * 1_000_000_000;
 
@@ -45,21 +43,6 @@ pub(crate) struct Prepared {
     pub restored_from: Option<checkpoint::Id>,
     /// A new generation id for the guest, with which go new Ethernet addresses.
     pub generation: Option<[u8; 16]>,
-}
-
-/// The files a guest boots from, kept open, so that a reset finds the same ones.
-#[derive(Debug)]
-pub(crate) struct BootFiles {
-    /// `None` if they are opened when they are needed, which after a restore may be never.
-    opened: Option<(Opened, Option<Opened>)>,
-    spec: VmSpec,
-}
-
-#[derive(Debug)]
-struct Opened {
-    flag: &'static str,
-    path: PathBuf,
-    file: File,
 }
 
 /// Checks everything and builds the machine.
@@ -276,96 +259,6 @@ pub(crate) fn net_text(kind: &NetKind) -> (String, Vec<String>) {
             ("user".into(), forwards.iter().map(ToString::to_string).collect())
         }
         NetKind::Tap(name) => (format!("tap={name}"), Vec::new()),
-    }
-}
-
-impl BootFiles {
-    /// Of a machine that does not boot, yet.
-    pub fn later(spec: &VmSpec) -> BootFiles {
-        BootFiles { opened: None, spec: spec.clone() }
-    }
-
-    /// Opens them now.
-    pub fn open(spec: &VmSpec) -> Result<BootFiles, VmError> {
-        Ok(BootFiles { opened: Some(open_files(spec)?), spec: spec.clone() })
-    }
-
-    /// Loads the machine from the files; their contents are not kept.
-    pub fn boot(&mut self, machine: &mut Machine) -> Result<(), VmError> {
-        let (kernel_file, initrd_file) = match self.opened.take() {
-            Some(opened) => opened,
-            None => open_files(&self.spec)?,
-        };
-        let kernel = kernel_file.read()?;
-        let initrd = initrd_file.as_ref().map(Opened::read).transpose()?;
-        let booted = driver::boot(machine, &kernel, initrd.as_deref(), &self.spec.cmdline);
-        let named = booted.map_err(|source| match source {
-            BootError::InitrdTooLarge { .. } | BootError::InitrdEmpty => {
-                let initrd = initrd_file.as_ref().map(|initrd| initrd.path.clone());
-                VmError::Initrd { initrd: initrd.unwrap_or_default(), source }
-            }
-            BootError::CmdlineTooLong { .. } | BootError::CmdlineNul { .. } => {
-                VmError::Flags(format!("--cmdline: {source}"))
-            }
-            source => VmError::Boot { kernel: kernel_file.path.clone(), source },
-        });
-        self.opened = Some((kernel_file, initrd_file));
-        named
-    }
-}
-
-fn open_files(spec: &VmSpec) -> Result<(Opened, Option<Opened>), VmError> {
-    let kernel = Opened::open("--kernel", &spec.kernel, KERNEL_SIZE_MAX)?;
-    let initrd = spec.initrd.as_ref();
-    let initrd = initrd.map(|path| Opened::open("--initrd", path, u64::MAX)).transpose()?;
-    if let Some(initrd) = &initrd {
-        let size = initrd.size()?;
-        if size > spec.memory_size {
-            let (room, top) = (spec.memory_size, spec.memory_size);
-            let source = BootError::InitrdTooLarge { size, room, top };
-            return Err(VmError::Initrd { initrd: initrd.path.clone(), source });
-        }
-    }
-    Ok((kernel, initrd))
-}
-
-impl Opened {
-    fn open(flag: &'static str, path: &Path, size_max: u64) -> Result<Opened, VmError> {
-        let failed = |source: std::io::Error| {
-            let hint = match source.kind() {
-                std::io::ErrorKind::NotFound => "; check the path",
-                std::io::ErrorKind::PermissionDenied => "; make it readable with `chmod +r`",
-                _ => "",
-            };
-            VmError::File { flag, path: path.into(), source, hint }
-        };
-        // Not to wait for the writer of a pipe: look before opening.
-        let is = std::fs::metadata(path).map_err(failed)?;
-        let problem = if is.is_dir() {
-            "is a folder"
-        } else if !is.is_file() {
-            "is not a regular file"
-        } else if is.len() > size_max {
-            "is too large to be one"
-        } else {
-            let file = File::open(path).map_err(failed)?;
-            return Ok(Opened { flag, path: path.into(), file });
-        };
-        Err(VmError::Flags(format!("{flag} {path:?}: {problem}")))
-    }
-
-    fn failed(&self, source: std::io::Error) -> VmError {
-        VmError::File { flag: self.flag, path: self.path.clone(), source, hint: "" }
-    }
-
-    fn size(&self) -> Result<u64, VmError> {
-        Ok(self.file.metadata().map_err(|source| self.failed(source))?.len())
-    }
-
-    fn read(&self) -> Result<Vec<u8>, VmError> {
-        let mut bytes = vec![0; self.size()? as usize];
-        self.file.read_exact_at(&mut bytes, 0).map_err(|source| self.failed(source))?;
-        Ok(bytes)
     }
 }
 

@@ -16,12 +16,12 @@ use crate::control::Control;
 use crate::driver::{Driver, Feed, Plug};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS};
-use crate::keeping::{self, Keeper, LiveDisk, VmKept};
+use crate::keeping::{self, Keeper, KeeperParts, LiveDisk, VmKept};
 use crate::lifecycle::Lifecycle;
 use crate::name::default_name;
 use crate::ports::Ports;
 use crate::prepare::{Prepared, check_flags, mac_text, net_text, pace, prepare};
-use crate::recording::{self, LogFeed, Recording};
+use crate::recording::{self, LogFeed, Recorded, Recording};
 use crate::registry::Entry;
 use crate::status::{SharedCounters, SharedMetrics};
 use crate::{
@@ -64,7 +64,7 @@ pub(crate) fn replay(
 
 /// Where a machine's inputs come from at first.
 enum Start {
-    Live(Option<Recording>),
+    Live(Option<(Recording, Recorded)>),
     Replay(Box<LogFeed>),
 }
 
@@ -119,10 +119,16 @@ fn launch(
     let (lifecycle, shared_metrics) =
         (Arc::new(Lifecycle::new()), Arc::new(SharedMetrics::default()));
     let shared_counters = Arc::new(SharedCounters::default());
-    let (pages, kept) = (machine.ram().pages(), VmKept::of(spec, &info.name));
-    let restored = restored_from.map(|id| (id, machine.ram().first_epoch()));
-    let keeper = Keeper::new(pages, Arc::clone(&inbox), kept, live_disks, restored);
-    let keeper = Arc::new(keeper);
+    let (recording, recorded) = recording.unzip();
+    let keeper = Arc::new(Keeper::new(KeeperParts {
+        pages: machine.ram().pages(),
+        inbox: Arc::clone(&inbox),
+        kept: VmKept::of(spec, &info.name),
+        boot: boot.sources(),
+        disks: live_disks,
+        restored: restored_from.map(|id| (id, machine.ram().first_epoch())),
+        recorded,
+    }));
     let api = Api {
         info: info.clone(),
         keeper: Arc::clone(&keeper),

@@ -10,6 +10,7 @@ pub mod fork;
 pub mod inspect;
 pub mod list;
 pub mod pause;
+pub mod record;
 pub mod replay;
 pub mod restore;
 pub mod resume;

@@ -22,7 +22,9 @@ use super::{Api, ErrorReply, StateReply, StopRequest};
 use crate::inbox::{Refusal, Verb};
 use crate::keeping::KeepError;
 use crate::lifecycle::StateEvent;
-use crate::{CheckpointRequest, CheckpointStatus, Metrics, State, VmInfo};
+use crate::{
+    CheckpointRequest, CheckpointStatus, Metrics, RecordRequest, RecordStatus, State, VmInfo,
+};
 
 /// Everything that answers.
 pub(super) fn router(api: Api) -> Router {
@@ -52,6 +54,7 @@ fn parts() -> (Router<Api>, OpenApi) {
         .routes(routes!(power_button))
         .routes(routes!(events))
         .routes(routes!(start_checkpoint, checkpoint, cancel_checkpoint))
+        .routes(routes!(start_record, record, end_record))
         .split_for_parts();
     description.info = InfoBuilder::new()
         .title("Doppel VM")
@@ -150,9 +153,13 @@ async fn start_checkpoint(
         Ok(Json(request)) => request,
         Err(rejection) => return refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
     };
-    match api.keeper.start(request) {
+    started(&api, api.keeper.start(request))
+}
+
+fn started(api: &Api, started: Result<(), KeepError>) -> Response {
+    match started {
         Ok(()) => (StatusCode::ACCEPTED, Json(api.keeper.status())).into_response(),
-        Err(error @ (KeepError::Busy | KeepError::Ended)) => {
+        Err(error @ (KeepError::Busy | KeepError::Ended | KeepError::Recorded(_))) => {
             refuse(StatusCode::CONFLICT, &error.to_string())
         }
         Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
@@ -181,6 +188,55 @@ async fn cancel_checkpoint(Extract(api): Extract<Api>) -> Response {
         return Json(api.keeper.status()).into_response();
     }
     refuse(StatusCode::CONFLICT, "no checkpoint of this VM is being taken")
+}
+
+/// Starts a recording, which begins with a checkpoint; answers at once with that. `GET
+/// /vm/checkpoint` tells how far it is.
+#[utoipa::path(put, path = "/vm/record", request_body = RecordRequest, responses(
+    (status = ACCEPTED, body = CheckpointStatus),
+    (status = BAD_REQUEST, body = ErrorReply),
+    (status = CONFLICT, body = ErrorReply,
+        description = "The VM is recorded already, or a checkpoint is being taken")
+))]
+async fn start_record(
+    Extract(api): Extract<Api>,
+    request: Result<Json<RecordRequest>, JsonRejection>,
+) -> Response {
+    match request {
+        Ok(Json(request)) => started(&api, api.keeper.record(&request.folder)),
+        Err(rejection) => refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    }
+}
+
+/// The recording that is being made.
+#[utoipa::path(get, path = "/vm/record", responses(
+    (status = OK, body = RecordStatus),
+    (status = NOT_FOUND, body = ErrorReply, description = "None is being made")
+))]
+async fn record(Extract(api): Extract<Api>) -> Response {
+    match api.keeper.record_status() {
+        Some(status) => Json(status).into_response(),
+        None => refuse(StatusCode::NOT_FOUND, "the VM is not being recorded"),
+    }
+}
+
+/// Ends the recording in good order; answers when it is durable. The VM goes on.
+#[utoipa::path(delete, path = "/vm/record", responses(
+    (status = OK, body = StateReply),
+    (status = CONFLICT, body = ErrorReply, description = "None is being made")
+))]
+async fn end_record(Extract(api): Extract<Api>) -> Response {
+    if api.keeper.record_status().is_none() {
+        return refuse(StatusCode::CONFLICT, "the VM is not being recorded");
+    }
+    let answer = answer(api.control.request(Verb::EndRecording)).await;
+    let keeper = api.keeper;
+    // It may wait until disks are read.
+    let forgotten = tokio::task::spawn_blocking(move || keeper.set_recorded(None)).await;
+    match forgotten {
+        Ok(()) => answer,
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// The present state, then each change of state, as server-sent events named `state`.
@@ -224,7 +280,9 @@ async fn answer(answer: oneshot::Receiver<Result<State, Refusal>>) -> Response {
         Err(refusal) => {
             let status = match refusal {
                 Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
-                Refusal::State { .. } | Refusal::Ended => StatusCode::CONFLICT,
+                Refusal::State { .. } | Refusal::NotRecorded | Refusal::Ended => {
+                    StatusCode::CONFLICT
+                }
             };
             refuse(status, &refusal.to_string())
         }

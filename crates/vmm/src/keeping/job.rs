@@ -6,12 +6,14 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, UNIX_EPOCH};
 
 use checkpoint::{Captured, CheckpointError, DiskKept, DiskPolicy, DiskReads, Saver};
-use disk::{CommitState, DiskError, Format, Marker, Retained};
+use disk::{CommitState, DiskError, DiskSpec, Format, Marker, Retained};
+use machine::MachineSpec;
 
 use super::keeper::{Job, Keeper, LiveDisk};
 use super::overlays::Waiting;
 use super::status::{COW_LIMIT_DEFAULT, Phase};
-use super::{CaptureOrder, CapturedVm, KeepError, OpaqueGuest};
+use super::{CaptureOrder, CapturedVm, KeepError, Mark, OpaqueGuest};
+use crate::recording::LiveRecording;
 
 /// How often a commit is looked at.
 const LOOK: Duration = Duration::from_millis(2);
@@ -23,9 +25,13 @@ struct Covered {
     reads: DiskReads,
 }
 
-/// Takes the checkpoint and tells how it went.
-pub(super) fn run(keeper: &Keeper, job: &Job) {
-    let ended = take(keeper, job);
+/// Takes the checkpoint, with which the recording `live` begins if there is one, and tells how it
+/// went.
+pub(super) fn run(keeper: &Keeper, job: &Job, live: Option<LiveRecording>) {
+    let ended = match live {
+        None => take(keeper, job, None).map(drop),
+        Some(live) => record(keeper, job, live),
+    };
     let mut told = job.told();
     match ended {
         Ok(()) => told.phase = Phase::Done,
@@ -37,7 +43,29 @@ pub(super) fn run(keeper: &Keeper, job: &Job) {
     }
 }
 
-fn take(keeper: &Keeper, job: &Job) -> Result<(), KeepError> {
+/// Begins a recording. If that fails the VM is not recorded.
+fn record(keeper: &Keeper, job: &Job, mut live: LiveRecording) -> Result<(), KeepError> {
+    let begin = live.take_log().map(Mark::Begin);
+    let complete = |Taken { spec, disks }: Taken| {
+        let recorded = live.complete(&spec, &keeper.boot, &disks);
+        keeper.set_recorded(Some(recorded.map_err(|error| KeepError::Vm(error.to_string()))?));
+        Ok(())
+    };
+    let recorded = take(keeper, job, begin).and_then(complete);
+    if recorded.is_err() {
+        keeper.end_recording();
+    }
+    recorded
+}
+
+/// What was kept.
+struct Taken {
+    spec: MachineSpec,
+    /// The images as they are below what the VM writes now.
+    disks: Vec<DiskSpec>,
+}
+
+fn take(keeper: &Keeper, job: &Job, mark: Option<Mark>) -> Result<Taken, KeepError> {
     let request = &job.request;
     let from = request.incremental_from.as_deref();
     let since = from.map(|from| keeper.since(from, &request.folder)).transpose()?;
@@ -59,17 +87,21 @@ fn take(keeper: &Keeper, job: &Job) -> Result<(), KeepError> {
     keeper.inbox.order_capture(CaptureOrder {
         guest: Box::new(OpaqueGuest(guest)),
         overlays,
+        mark,
         reply,
     });
-    let CapturedVm { captured, switched, stun_ns } = answer.recv().map_err(|_| KeepError::Ended)?;
+    let CapturedVm { captured, switched, stun_ns, marked } =
+        answer.recv().map_err(|_| KeepError::Ended)?;
     job.told().stun_ns = Some(stun_ns);
     job.enter(Phase::Saving);
     let (covered, failure) = cover(waiting, switched);
     let id = saver.id();
-    let saved = match failure {
-        None => save(job, saver, &captured, &covered, &disks, keeper),
-        Some(error) => Err(error.into()),
+    let saved = match (failure, marked) {
+        (None, Ok(())) => save(job, saver, &captured, &covered, &disks, keeper),
+        (Some(error), _) => Err(error.into()),
+        (None, Err(error)) => Err(error.into()),
     };
+    let taken = Taken { spec: captured.spec.clone(), disks: disks.iter().map(image).collect() };
     if saved.is_ok() {
         keeper.add_kin(id, captured.epoch);
         job.enter(Phase::Committing);
@@ -77,11 +109,16 @@ fn take(keeper: &Keeper, job: &Job) -> Result<(), KeepError> {
             for Covered { waiting, .. } in &covered {
                 keeper.set_disk(waiting.index, &waiting.path, Format::Qcow2);
             }
-            return Ok(());
+            return Ok(taken);
         }
     }
     let committed = commit_all(keeper, job, &disks, covered);
-    saved.and(committed)
+    saved.and(committed).map(|()| taken)
+}
+
+fn image(disk: &LiveDisk) -> DiskSpec {
+    let LiveDisk { path, format, read_only, .. } = disk;
+    DiskSpec { path: path.clone(), format: Some(*format), read_only: *read_only }
 }
 
 /// Waits until the disks have switched. Those that could not go on as they were; the first failure

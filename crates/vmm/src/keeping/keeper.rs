@@ -10,9 +10,11 @@ use disk::{DiskHandle, Format};
 use memory::{Epoch, Pages};
 
 use super::job;
-use super::status::{CheckpointRequest, CheckpointStatus, Phase};
+use super::status::{CheckpointRequest, CheckpointStatus, Phase, RecordStatus};
 use super::{KeepError, VmKept};
-use crate::inbox::Inbox;
+use crate::boot_files::BootSources;
+use crate::inbox::{Inbox, Request, Verb};
+use crate::recording::{LOG, LiveRecording, Recorded};
 
 /// A disk of the VM as it is now.
 #[derive(Clone, Debug)]
@@ -37,6 +39,7 @@ pub(crate) struct Keeper {
     pub pages: Pages,
     pub inbox: Arc<Inbox>,
     pub kept: VmKept,
+    pub boot: BootSources,
     state: Mutex<State>,
     closing: AtomicBool,
 }
@@ -46,6 +49,20 @@ struct State {
     kin: Vec<Kin>,
     job: Option<Arc<Job>>,
     thread: Option<JoinHandle<()>>,
+    recorded: Option<Recorded>,
+}
+
+/// What a [`Keeper`] is made of.
+pub(crate) struct KeeperParts {
+    pub pages: Pages,
+    pub inbox: Arc<Inbox>,
+    pub kept: VmKept,
+    pub boot: BootSources,
+    pub disks: Vec<LiveDisk>,
+    /// The checkpoint that the machine comes from, with the epoch that began then.
+    pub restored: Option<(Id, Epoch)>,
+    /// The recording that is being made of it from power-on.
+    pub recorded: Option<Recorded>,
 }
 
 /// A checkpoint in the making, or the last one.
@@ -88,17 +105,11 @@ impl Job {
 }
 
 impl Keeper {
-    /// `restored` is the checkpoint that the machine comes from, with the epoch that began then.
-    pub fn new(
-        pages: Pages,
-        inbox: Arc<Inbox>,
-        kept: VmKept,
-        disks: Vec<LiveDisk>,
-        restored: Option<(Id, Epoch)>,
-    ) -> Keeper {
+    pub fn new(parts: KeeperParts) -> Keeper {
+        let KeeperParts { pages, inbox, kept, boot, disks, restored, recorded } = parts;
         let kin = restored.into_iter().map(|(id, epoch)| Kin { id, epoch }).collect();
-        let state = Mutex::new(State { disks, kin, job: None, thread: None });
-        Keeper { pages, inbox, kept, state, closing: AtomicBool::new(false) }
+        let state = Mutex::new(State { disks, kin, job: None, thread: None, recorded });
+        Keeper { pages, inbox, kept, boot, state, closing: AtomicBool::new(false) }
     }
 
     /// Starts a checkpoint.
@@ -107,12 +118,47 @@ impl Keeper {
             return Err(KeepError::Relative(request.folder));
         }
         let mut state = lock(&self.state);
+        self.check_free(&state)?;
+        self.start_job(&mut state, request, None)
+    }
+
+    /// Starts a recording into the folder `dir`, which begins with a checkpoint.
+    pub fn record(self: &Arc<Self>, dir: &Path) -> Result<(), KeepError> {
+        if !dir.is_absolute() {
+            return Err(KeepError::Relative(dir.into()));
+        }
+        let mut state = lock(&self.state);
+        self.check_free(&state)?;
+        if let Some(recorded) = &state.recorded {
+            return Err(KeepError::Recorded(recorded.dir.clone()));
+        }
+        let live = LiveRecording::make(dir)?;
+        let request = CheckpointRequest {
+            folder: live.start_folder(),
+            keep_parent: true,
+            incremental_from: None,
+            cow_limit: None,
+            durable: true,
+        };
+        self.start_job(&mut state, request, Some(live))
+    }
+
+    fn check_free(&self, state: &State) -> Result<(), KeepError> {
         if self.is_closing() {
             return Err(KeepError::Ended);
         }
-        if state.job.as_ref().is_some_and(|job| !job.told().phase.is_over()) {
-            return Err(KeepError::Busy);
+        match &state.job {
+            Some(job) if !job.told().phase.is_over() => Err(KeepError::Busy),
+            _ => Ok(()),
         }
+    }
+
+    fn start_job(
+        self: &Arc<Self>,
+        state: &mut State,
+        request: CheckpointRequest,
+        live: Option<LiveRecording>,
+    ) -> Result<(), KeepError> {
         let told = Told { phase: Phase::Preparing, id: None, stun_ns: None, error: None };
         let job = Arc::new(Job {
             request,
@@ -123,11 +169,34 @@ impl Keeper {
             told: Mutex::new(told),
         });
         let (keeper, for_thread) = (Arc::clone(self), Arc::clone(&job));
-        let work = move || job::run(&keeper, &for_thread);
+        let work = move || job::run(&keeper, &for_thread, live);
         let thread = std::thread::Builder::new().name("saver".into()).spawn(work);
         state.thread = Some(thread.map_err(KeepError::Thread)?);
         state.job = Some(job);
         Ok(())
+    }
+
+    /// The recording that is being made, if there is one.
+    pub fn record_status(&self) -> Option<RecordStatus> {
+        let state = lock(&self.state);
+        let folder = state.recorded.as_ref()?.dir.clone();
+        let log_bytes = folder.join(LOG).metadata().map_or(0, |log| log.len());
+        Some(RecordStatus { folder, log_bytes })
+    }
+
+    /// A recording is being made now, or none any more.
+    pub fn set_recorded(&self, recorded: Option<Recorded>) {
+        let before = std::mem::replace(&mut lock(&self.state).recorded, recorded);
+        // Not under the lock: it may wait for disks to be read.
+        drop(before);
+    }
+
+    /// Has the machine's thread end its recording, and waits for that.
+    pub fn end_recording(&self) {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.inbox.request(Request { verb: Verb::EndRecording, reply });
+        // None was begun, or the VM has ended.
+        let _ = answer.blocking_recv();
     }
 
     /// The last checkpoint, if there was one.
@@ -173,6 +242,7 @@ impl Keeper {
             // A panic of it was printed.
             let _ = thread.join();
         }
+        self.set_recorded(None);
     }
 
     pub fn is_closing(&self) -> bool {

@@ -16,15 +16,18 @@ mod overlays;
 mod restore;
 mod status;
 
-pub(crate) use keeper::{Keeper, LiveDisk};
+pub(crate) use keeper::{Keeper, KeeperParts, LiveDisk};
 pub(crate) use kept::VmKept;
 pub(crate) use restore::prepare;
 pub use restore::{free_port, restored_spec, state_dir};
-pub use status::{CheckpointRequest, CheckpointStatus, Phase};
+pub use status::{CheckpointRequest, CheckpointStatus, Phase, RecordRequest, RecordStatus};
 
 use checkpoint::Captured;
 use disk::{Overlay, Switched};
 use memory::CowGuest;
+
+use crate::RecordingError;
+use crate::recording::LogFile;
 
 /// What the machine thread is to do at the stop.
 #[derive(Debug)]
@@ -32,7 +35,16 @@ pub(crate) struct CaptureOrder {
     pub guest: Box<OpaqueGuest>,
     /// Overlays by number of the disk.
     pub overlays: Vec<(usize, Overlay)>,
+    /// What this instant is to a recording.
+    pub mark: Option<Mark>,
     pub reply: std::sync::mpsc::Sender<CapturedVm>,
+}
+
+/// What the instant of a checkpoint is to a recording.
+#[derive(Debug)]
+pub(crate) enum Mark {
+    /// Its beginning, with the log to be written.
+    Begin(LogFile),
 }
 
 /// The machine's side of a copy-on-write instant.
@@ -50,6 +62,8 @@ pub(crate) struct CapturedVm {
     pub captured: Captured,
     pub switched: Vec<(usize, Switched)>,
     pub stun_ns: u64,
+    /// Whether the mark was made, if one was to be.
+    pub marked: Result<(), RecordingError>,
 }
 
 /// Why a checkpoint was not taken.
@@ -68,6 +82,13 @@ pub(crate) enum KeepError {
          it was started; leave out --incremental-from"
     )]
     NotKin(std::path::PathBuf),
+    #[error("the VM is being recorded into {0:?}; end that first with `doppel record --stop`")]
+    Recorded(std::path::PathBuf),
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// What a recording needs of the VM.
+    #[error("{0}")]
+    Vm(String),
     #[error("the VM has ended")]
     Ended,
     #[error("cannot start a thread: {0}; the host may be out of processes")]

@@ -8,8 +8,9 @@ use checkpoint::{Checkpoint, DiskKept, DiskPolicy, Manifest, RestoredMachine};
 use disk::{DiskIo, Format, Parent, empty_overlay};
 
 use super::VmKept;
+use crate::boot_files::BootFiles;
 use crate::ports::DiskPort;
-use crate::prepare::{BootFiles, Prepared, check_flags, check_memory, engine, random_id};
+use crate::prepare::{Prepared, check_flags, check_memory, engine, random_id};
 use crate::spec::RestoreSpec;
 use crate::{ConsoleSpec, DiskInfo, NetKind, NetSpec, VmError, VmSpec};
 

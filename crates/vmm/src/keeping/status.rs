@@ -101,3 +101,22 @@ pub struct CheckpointStatus {
     #[schema(value_type = Vec<String>)]
     pub disks: Vec<PathBuf>,
 }
+
+/// A recording to be made from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RecordRequest {
+    /// Its folder, absolute, new or empty.
+    #[schema(value_type = String)]
+    pub folder: PathBuf,
+}
+
+/// The recording that is being made of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RecordStatus {
+    /// Its folder.
+    #[schema(value_type = String)]
+    pub folder: PathBuf,
+    /// Bytes of its log so far, but for what still waits in memory.
+    pub log_bytes: u64,
+}

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use gdb::{Debugger, ServeError};
 use journal::{Entry, LogError};
-use machine::Machine;
 use travel::{Halt, Reboot, Sandbox, Travel};
 
 use super::RecordingError;
 use super::listing::Listing;
-use super::player::{Opened, Place};
-use crate::prepare::{BootFiles, engine};
+use super::opened::{Beginning, Opened};
+use super::player::Place;
+use crate::prepare::engine;
 use crate::{EngineKind, VmError};
 
 /// Where gdb is to connect.
@@ -78,12 +78,12 @@ pub(super) fn go(travel: &mut Travel, place: Place) -> Result<(), RecordingError
 /// A traveller at the beginning of the recording in `dir`.
 pub(super) fn travel(dir: &Path, kind: EngineKind) -> Result<Travel, VmError> {
     let recording = Opened::open(dir)?;
-    let mut boot = BootFiles::open(&recording.boot_spec())?;
-    let mut machine = Machine::new(recording.spec.clone())?;
-    boot.boot(&mut machine)?;
+    let mut boot = recording.boot_files(&recording.boot_spec())?;
+    let Beginning { machine, requests, reads } = recording.begin(&mut boot)?;
     let reboot: Reboot =
         Box::new(move |machine| boot.boot(machine).map_err(|error| error.to_string()));
-    let sandbox = Sandbox::new(recording.scratch()?);
+    let mut sandbox = Sandbox::new(recording.scratch()?);
+    sandbox.resume(requests, reads);
     let no_reboot = recording.manifest.no_reboot;
     let travel =
         Travel::new(machine, engine(kind, None)?, sandbox, entries(dir)?, reboot, no_reboot);

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -18,7 +18,9 @@ const PIECES_MAX: usize = 256;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// The log's file. Dropping it writes what was handed over.
+#[derive(Debug)]
 pub(crate) struct LogFile {
+    path: PathBuf,
     sender: Option<SyncSender<Vec<u8>>>,
     failure: Arc<Mutex<Option<io::Error>>>,
     thread: Option<JoinHandle<()>>,
@@ -36,7 +38,12 @@ impl LogFile {
                 *shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         })?;
-        Ok(LogFile { sender: Some(sender), failure, thread: Some(thread) })
+        Ok(LogFile { path: path.into(), sender: Some(sender), failure, thread: Some(thread) })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn take_failure(&self) -> io::Error {

@@ -30,8 +30,12 @@ pub(crate) struct Manifest {
     pub doppel: String,
     /// CPU it was made on: what differs between makes of CPU is as on this one.
     pub host_cpu: String,
-    /// The machine at power-on.
+    /// The machine at the recording's beginning.
     pub machine: MachineDesc,
+    /// Folder name of the checkpoint that the recording begins with; without one it begins with
+    /// power-on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
     /// What it booted from.
     pub boot: BootDesc,
     /// The images of its disks.
@@ -107,7 +111,7 @@ impl MachineDesc {
 }
 
 impl Manifest {
-    /// The machine at power-on.
+    /// The machine at the recording's beginning.
     ///
     /// Fails with what is wrong.
     pub fn machine_spec(&self) -> Result<MachineSpec, String> {
@@ -139,6 +143,7 @@ impl Manifest {
             doppel: env!("CARGO_PKG_VERSION").into(),
             host_cpu: host_cpu(),
             machine: MachineDesc::of(spec),
+            start: None,
             boot,
             disks,
             no_reboot: false,
@@ -174,7 +179,8 @@ impl Manifest {
         let manifest: Manifest =
             serde_json::from_value(value).map_err(|error| problem(error.to_string()))?;
         manifest.machine_spec().map_err(|what| problem(format!("names {what}")))?;
-        for name in [Some(&manifest.boot.kernel), manifest.boot.initrd.as_ref()] {
+        let names = [Some(&manifest.boot.kernel), manifest.boot.initrd.as_ref()];
+        for name in names.into_iter().chain([manifest.start.as_ref()]) {
             if name.is_some_and(|name| name.contains('/') || name.starts_with('.')) {
                 return Err(problem("names a file outside its folder".into()));
             }

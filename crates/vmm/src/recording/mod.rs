@@ -4,18 +4,22 @@
 //!   recording.json     what the machine was, and which files it came from      manifest, identity
 //!   kernel, initrd     copies of what it booted from
 //!   diskN.qcow2        what it wrote, over the image it was given, which stays as it was
+//!   start              the checkpoint it begins with, if not with power-on     live
 //!   events.log         everything that entered it                              log_file
 //! ```
 //!
-//! Twins: [`recorder`] makes one while a VM runs, [`player`] runs it again.
+//! Twins: [`recorder`] makes one from power-on and [`live`] one of a running VM; [`player`] runs
+//! it again from what [`opened`] finds.
 
 mod bisect;
 mod debug;
 mod error;
 mod identity;
 mod listing;
+mod live;
 mod log_file;
 mod manifest;
+mod opened;
 mod player;
 mod recorder;
 mod trace;
@@ -24,8 +28,11 @@ pub use bisect::{BisectSpec, Found, Predicate, bisect};
 pub use debug::{DebugSpec, Listen, debug};
 pub use error::RecordingError;
 pub use listing::{Event, Listing};
-use player::Opened;
+pub(crate) use live::LiveRecording;
+pub(crate) use log_file::LogFile;
+pub(crate) use manifest::LOG;
+use opened::Opened;
 pub(crate) use player::{LogFeed, Stretch};
 pub use player::{Place, ReplayReport, ReplaySpec, replay};
-pub(crate) use recorder::{Recording, set_up};
+pub(crate) use recorder::{Recorded, Recording, set_up};
 pub use trace::{TraceLine, TraceSpec, TraceWhat, trace};

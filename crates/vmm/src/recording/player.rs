@@ -1,30 +1,21 @@
-//! Running a recorded machine again, from power-on to a place in the recording, and from there
+//! Running a recorded machine again, from its beginning to a place in the recording, and from there
 //! live if that is wanted.
 
 use std::fmt;
-use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::PowerEvent;
-use disk::{BlockBackend, DiskIo, DiskSpec, Format, ScratchDisk};
 use host::console::ConsoleSpec;
-use journal::LogReader;
-use machine::{Machine, MachineSpec, Stop};
+use machine::{Machine, Stop};
 use replay::{Progress, ReplayError, Replayer, Target};
 use types::{ExecutionPoint, VirtualTime};
 
 use super::RecordingError;
-use super::manifest::{DiskDesc, LOG, Manifest};
-use super::recorder::overlay;
-use crate::ports::{DiskPort, Ports};
-use crate::prepare::{BootFiles, Prepared, engine};
-use crate::{DiskInfo, End, EngineKind, NetSpec, VmError, VmInfo, VmSpec, process};
-
-/// A disk of the replay, and what to say of it.
-type OpenDisk = (Box<dyn BlockBackend>, DiskInfo);
+use super::opened::Opened;
+use crate::ports::Ports;
+use crate::{End, EngineKind, NetSpec, VmError, VmInfo, process};
 
 /// Branches replayed between two looks at what is asked for from outside.
 const STRETCH_BRANCHES: u64 = 4_000_000;
@@ -178,166 +169,6 @@ pub fn replay(
     let end = process::replay(&vm, prepared, feed, on_ready)?;
     let report = *report.lock().unwrap_or_else(PoisonError::into_inner);
     Ok((end, report))
-}
-
-/// A recording's folder, its manifest read.
-pub(super) struct Opened {
-    pub dir: PathBuf,
-    pub manifest: Manifest,
-    pub spec: MachineSpec,
-}
-
-impl Opened {
-    pub fn open(dir: &Path) -> Result<Opened, RecordingError> {
-        let manifest = Manifest::read(dir)?;
-        let spec = manifest
-            .machine_spec()
-            .map_err(|problem| RecordingError::Manifest { path: dir.into(), problem })?;
-        Ok(Opened { dir: dir.into(), manifest, spec })
-    }
-
-    /// A replayer at the log's beginning.
-    pub fn replayer(&self) -> Result<Replayer, RecordingError> {
-        let path = self.dir.join(LOG);
-        let file = File::open(&path).map_err(RecordingError::file("read", &path))?;
-        let log = LogReader::new(BufReader::new(file));
-        let log = log.map_err(|source| RecordingError::Log { path: path.clone(), source })?;
-        Ok(Replayer::new(log)?)
-    }
-
-    /// What it booted from.
-    pub fn boot_spec(&self) -> VmSpec {
-        let (kernel, initrd) = self.manifest.boot_files(&self.dir);
-        VmSpec {
-            initrd,
-            cmdline: self.manifest.boot.cmdline.clone(),
-            memory_size: self.spec.memory_size,
-            ..VmSpec::new(kernel)
-        }
-    }
-
-    /// The VM as `inspect` shows it.
-    fn vm_spec(&self, replay: &ReplaySpec) -> Result<VmSpec, VmError> {
-        if replay.nets.len() > self.spec.nics.len() {
-            let (given, has) = (replay.nets.len(), self.spec.nics.len());
-            let message =
-                format!("--net given {given} times; the recorded machine has {has} cards");
-            return Err(VmError::Flags(message));
-        }
-        Ok(VmSpec {
-            name: replay.name.clone(),
-            model: self.spec.model,
-            engine: replay.engine,
-            nets: replay.nets.clone(),
-            console: replay.console.clone(),
-            hvc: self.spec.console.then_some(ConsoleSpec::None),
-            debug_exit: self.spec.debug_exit,
-            no_reboot: self.manifest.no_reboot,
-            ..self.boot_spec()
-        })
-    }
-
-    fn prepare(
-        &self,
-        kind: EngineKind,
-        vm: &VmSpec,
-        disks: Vec<(Box<dyn BlockBackend>, DiskInfo)>,
-    ) -> Result<Prepared, VmError> {
-        let mut boot = BootFiles::open(vm)?;
-        let engine = engine(kind, None)?;
-        let mut machine = Machine::new(self.spec.clone())?;
-        boot.boot(&mut machine)?;
-        let disks =
-            disks.into_iter().map(|(disk, info)| (DiskPort::new(DiskIo::spawn(disk)), info));
-        let (disks, disk_infos) = disks.unzip();
-        let macs = self.spec.nics.iter().map(|nic| nic.mac).collect();
-        Ok(Prepared {
-            machine,
-            engine,
-            boot,
-            disks,
-            disk_infos,
-            macs,
-            requests: Vec::new(),
-            restored_from: None,
-            generation: None,
-        })
-    }
-
-    /// The image a disk was recorded over, found to be what it was.
-    fn base(&self, index: usize, desc: &DiskDesc) -> Result<DiskSpec, RecordingError> {
-        let problem = || RecordingError::Manifest {
-            path: self.dir.clone(),
-            problem: format!("disk {index} has no image, or one of a format that is none"),
-        };
-        desc.files.iter().try_for_each(super::identity::Identity::check)?;
-        let format = match desc.format.as_str() {
-            "raw" => Format::Raw,
-            "qcow2" => Format::Qcow2,
-            _ => return Err(problem()),
-        };
-        let path = desc.files.first().ok_or_else(problem)?.path.clone();
-        Ok(DiskSpec { path, format: Some(format), read_only: true })
-    }
-
-    /// Disks whose changes are forgotten.
-    fn scratch_disks(&self) -> Result<Vec<OpenDisk>, RecordingError> {
-        let disks = self.scratch()?.into_iter().zip(&self.manifest.disks);
-        let with_info = disks.map(|(disk, desc)| {
-            let path = desc.files.first().map(|file| file.path.clone()).unwrap_or_default();
-            (Box::new(disk) as Box<dyn BlockBackend>, info(path, "scratch", desc))
-        });
-        Ok(with_info.collect())
-    }
-
-    /// The same, to go back in.
-    pub fn scratch(&self) -> Result<Vec<ScratchDisk>, RecordingError> {
-        let folder = std::env::temp_dir();
-        let open = |(index, desc): (usize, &DiskDesc)| {
-            let failed = |source| RecordingError::Disk { index, source };
-            let base = disk::open(self.base(index, desc)?).map_err(failed)?;
-            self.check_size(index, base.size(), desc)?;
-            ScratchDisk::new(base, &folder, desc.read_only).map_err(failed)
-        };
-        self.manifest.disks.iter().enumerate().map(open).collect()
-    }
-
-    /// Disks that stay: overlays in a new folder of the recording.
-    fn live_disks(&self) -> Result<Vec<OpenDisk>, RecordingError> {
-        if self.manifest.disks.is_empty() {
-            return Ok(Vec::new());
-        }
-        let dir = (1u32..).map(|n| self.dir.join(format!("live-{n}"))).find(|dir| !dir.exists());
-        let dir = dir.unwrap_or_else(|| self.dir.join("live"));
-        std::fs::create_dir(&dir).map_err(RecordingError::file("make", &dir))?;
-        let open = |(index, desc): (usize, &DiskDesc)| {
-            let failed = |source| RecordingError::Disk { index, source };
-            let base = self.base(index, desc)?;
-            let (spec, format) = if desc.read_only {
-                (base, desc.format.as_str())
-            } else {
-                (overlay(index, &base, &dir)?, "qcow2")
-            };
-            let disk = disk::open(spec.clone()).map_err(failed)?;
-            self.check_size(index, disk.size(), desc)?;
-            Ok((disk, info(spec.path, format, desc)))
-        };
-        self.manifest.disks.iter().enumerate().map(open).collect()
-    }
-
-    fn check_size(&self, index: usize, size: u64, desc: &DiskDesc) -> Result<(), RecordingError> {
-        if size == desc.size_bytes {
-            return Ok(());
-        }
-        let path = desc.files.first().map(|file| file.path.clone()).unwrap_or_default();
-        let problem = format!("disk {index} had {} bytes and has {size}", desc.size_bytes);
-        Err(RecordingError::Changed { path, problem })
-    }
-}
-
-fn info(path: PathBuf, format: &str, desc: &DiskDesc) -> DiskInfo {
-    let (size_bytes, read_only) = (desc.size_bytes, desc.read_only);
-    DiskInfo { path, format: format.into(), size_bytes, read_only }
 }
 
 impl LogFeed {

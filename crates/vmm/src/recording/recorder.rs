@@ -39,13 +39,20 @@ pub(crate) struct NewRecording {
     armed: bool,
 }
 
-/// A recording in progress.
+/// A recording in progress, as the machine's thread sees it.
 pub(crate) struct Recording {
     recorder: Option<Recorder<LogFile>>,
     flush_at_ns: u64,
     check_at_ns: u64,
     last_check_branches: u64,
-    hashes: Option<HashThread>,
+}
+
+/// A recording in progress, as everybody else sees it.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    /// Its folder.
+    pub dir: PathBuf,
+    _hashes: Option<HashThread>,
 }
 
 /// Makes the folder and copies what the machine boots from; the VM that is to run instead of
@@ -72,7 +79,7 @@ pub(crate) fn set_up(spec: &VmSpec, dir: &Path) -> Result<(VmSpec, NewRecording)
     Ok((spec, new))
 }
 
-fn make_dir(dir: &Path) -> Result<(), RecordingError> {
+pub(super) fn make_dir(dir: &Path) -> Result<(), RecordingError> {
     match std::fs::create_dir_all(dir) {
         Ok(()) => {}
         Err(source) => return Err(RecordingError::file("make", dir)(source)),
@@ -107,7 +114,7 @@ pub(super) fn overlay(
 }
 
 /// What the image of a disk is made of.
-fn describe(index: usize, spec: &DiskSpec) -> Result<DiskDesc, RecordingError> {
+pub(super) fn describe(index: usize, spec: &DiskSpec) -> Result<DiskDesc, RecordingError> {
     let failed = |source| RecordingError::Disk { index, source };
     let base = DiskSpec { read_only: true, ..spec.clone() };
     let chain = disk::backing_chain(&base).map_err(failed)?;
@@ -122,24 +129,16 @@ fn describe(index: usize, spec: &DiskSpec) -> Result<DiskDesc, RecordingError> {
 
 impl NewRecording {
     /// Begins: from now on everything that enters `machine` is in the recording.
-    pub fn start(mut self, machine: &mut Machine) -> Result<Recording, RecordingError> {
+    pub fn start(mut self, machine: &mut Machine) -> Result<(Recording, Recorded), RecordingError> {
         let mut manifest =
             Manifest::new(machine.spec(), self.boot.clone(), std::mem::take(&mut self.disks));
         manifest.no_reboot = self.no_reboot;
         let path = self.dir.join(LOG);
         let file = LogFile::create(&path).map_err(RecordingError::file("make", &path))?;
-        let recorder = Recorder::start(machine, file)
-            .map_err(|source| RecordingError::Log { path: path.clone(), source })?;
+        let recording = Recording::begin(machine, file)?;
         manifest.write(&self.dir)?;
         self.armed = false;
-        let now = monotonic_ns();
-        Ok(Recording {
-            recorder: Some(recorder),
-            flush_at_ns: now + FLUSH_NS,
-            check_at_ns: now + FLUSH_NS,
-            last_check_branches: 0,
-            hashes: HashThread::start(manifest, self.dir.clone()),
-        })
+        Ok((recording, Recorded::new(manifest, self.dir.clone())))
     }
 }
 
@@ -152,7 +151,28 @@ impl Drop for NewRecording {
     }
 }
 
+impl Recorded {
+    /// The recording in `dir`, whose `manifest` was written and is to be completed.
+    pub fn new(manifest: Manifest, dir: PathBuf) -> Recorded {
+        Recorded { _hashes: HashThread::start(manifest, dir.clone()), dir }
+    }
+}
+
 impl Recording {
+    /// Begins: from now on everything that enters `machine` goes to `file`.
+    pub fn begin(machine: &mut Machine, file: LogFile) -> Result<Recording, RecordingError> {
+        let path = file.path().to_owned();
+        let recorder = Recorder::start(machine, file)
+            .map_err(|source| RecordingError::Log { path, source })?;
+        let now = monotonic_ns();
+        Ok(Recording {
+            recorder: Some(recorder),
+            flush_at_ns: now + FLUSH_NS,
+            check_at_ns: now + FLUSH_NS,
+            last_check_branches: 0,
+        })
+    }
+
     /// Does what is due; the machine is between two quanta, at a point of its execution.
     pub fn look(&mut self, machine: &mut Machine, output: impl FnOnce() -> u64) {
         let now = monotonic_ns();
@@ -179,16 +199,16 @@ impl Recording {
         self.recorder = None;
     }
 
-    /// Ends it in good order.
+    /// Ends it in good order. Dropping it then waits until its log is durable.
     pub fn finish(&mut self, machine: &mut Machine, output: u64) {
-        if let Some(Err(error)) = self.recorder.take().map(|it| it.stop(machine, output)) {
+        if let Some(Err(error)) = self.recorder.as_ref().map(|it| it.stop(machine, output)) {
             tracing::error!("the recording lacks its end: {error}");
         }
-        drop(self.hashes.take());
     }
 }
 
 /// Reads the disks' images, which nobody may write meanwhile, and completes the manifest.
+#[derive(Debug)]
 struct HashThread {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
