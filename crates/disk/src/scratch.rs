@@ -29,16 +29,19 @@ pub struct ScratchDisk {
 }
 
 struct Inner {
-    base: Box<dyn BlockBackend>,
+    /// Images below: the disk at several moments that others kept.
+    bases: Vec<Box<dyn BlockBackend>>,
+    /// The one that `map` is over.
+    base: usize,
     changes: File,
     /// Blocks in `changes`.
     blocks: u64,
     map: Map,
 }
 
-/// The contents of a [`ScratchDisk`] at one moment.
+/// The contents of a [`ScratchDisk`] at one moment: what changed, over which of its bases.
 #[derive(Clone, Debug)]
-pub struct ScratchMoment(Map);
+pub struct ScratchMoment(Map, usize);
 
 impl ScratchDisk {
     /// A disk that shows `base`; what is written is kept in a file without a name in `folder`.
@@ -59,18 +62,32 @@ impl ScratchDisk {
             source,
         })?;
         let size = base.size();
-        let inner = Inner { base, changes, blocks: 0, map: Map::default() };
+        let inner = Inner { bases: vec![base], base: 0, changes, blocks: 0, map: Map::default() };
         Ok(ScratchDisk { inner: Arc::new(Mutex::new(inner)), size, read_only })
     }
 
     /// The disk as it is now.
     pub fn moment(&self) -> ScratchMoment {
-        ScratchMoment(Arc::clone(&self.lock().map))
+        let inner = self.lock();
+        ScratchMoment(Arc::clone(&inner.map), inner.base)
+    }
+
+    /// The disk becomes `base`, which has as many bytes: it as it was at another moment. What was
+    /// over another base stays with that.
+    ///
+    /// # Panics
+    /// When the sizes differ.
+    pub fn put_over(&self, base: Box<dyn BlockBackend>) {
+        assert_eq!(base.size(), self.size);
+        let mut inner = self.lock();
+        inner.bases.push(base);
+        (inner.base, inner.map) = (inner.bases.len() - 1, Map::default());
     }
 
     /// The disk becomes what it was at `moment`, which is one of its own.
     pub fn go_to(&self, moment: &ScratchMoment) {
-        self.lock().map = Arc::clone(&moment.0);
+        let mut inner = self.lock();
+        (inner.map, inner.base) = (Arc::clone(&moment.0), moment.1);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -113,7 +130,7 @@ impl Inner {
     /// Reads within one block.
     fn read(&mut self, block: u64, at: u64, into: &mut [u8]) -> Result<(), DiskError> {
         match self.map.get(&block) {
-            None => self.base.read_at(block * BLOCK + at, into),
+            None => self.bases[self.base].read_at(block * BLOCK + at, into),
             Some(&ZEROES) => {
                 into.fill(0);
                 Ok(())
@@ -174,7 +191,8 @@ impl BlockBackend for ScratchDisk {
         check_range(offset, len, self.size)?;
         let mut inner = self.lock();
         if inner.map.is_empty() {
-            return inner.base.read_at(offset, buffer);
+            let base = inner.base;
+            return inner.bases[base].read_at(offset, buffer);
         }
         for (block, at, step, done) in pieces(offset, len) {
             inner.read(block, at, &mut buffer[done as usize..(done + step) as usize])?;

@@ -27,10 +27,19 @@ pub(crate) struct Checkpoint {
     pub entry: u64,
     /// RAM pages that may differ from the checkpoint before.
     changed: BTreeSet<u32>,
-    /// RAM pages in which instructions were executed up to the next checkpoint.
-    executed: BTreeSet<u32>,
+    /// What is known of the way to the next checkpoint; `None` if nothing is.
+    way: Option<Way>,
     /// What it took to come here from the checkpoint before, ns.
     cost_ns: u64,
+}
+
+/// RAM pages that were touched on the way from one checkpoint to the next.
+#[derive(Clone, Default)]
+struct Way {
+    /// In which instructions were executed.
+    executed: BTreeSet<u32>,
+    /// Which were written, whatever came of it.
+    written: BTreeSet<u32>,
 }
 
 /// All checkpoints, and which of them RAM comes from.
@@ -56,7 +65,7 @@ impl History {
             sparse_ns: SPARSE_NS,
         };
         for page in 0..machine.pages() {
-            history.pages.keep(page, from, &content(machine, page));
+            history.pages.keep(page, from, None, &content(machine, page));
         }
         history.insert(machine, sandbox, 0, 0, BTreeSet::new());
         history
@@ -75,7 +84,7 @@ impl History {
             moment: sandbox.moment(),
             entry,
             changed,
-            executed: BTreeSet::new(),
+            way: Some(Way::default()),
             cost_ns,
         };
         self.checkpoints.insert(Position::of(machine), checkpoint);
@@ -88,25 +97,56 @@ impl History {
         if self.checkpoints.contains_key(&here) {
             return;
         }
-        let mut changed = BTreeSet::new();
-        for page in machine.pages_written_since(self.epoch) {
-            if self.pages.keep(page, here, &content(machine, page)) {
+        let written: BTreeSet<u32> = machine.pages_written_since(self.epoch).collect();
+        let executed: Vec<u32> = machine.pages_executed_since(self.epoch).collect();
+        if let Some(way) = self.checkpoints.get_mut(&self.from).and_then(|it| it.way.as_mut()) {
+            way.executed.extend(executed);
+            way.written.extend(&written);
+        }
+        self.keep(machine, sandbox, entry, cost_ns, written);
+        self.thin(here);
+    }
+
+    /// Takes a checkpoint where the machine is, which was put there from the checkpoint before it
+    /// without running the way.
+    pub fn take_jumped(&mut self, machine: &mut Machine, sandbox: &Sandbox, entry: u64) {
+        if let Some(from) = self.checkpoints.get_mut(&self.from) {
+            from.way = None;
+        }
+        let written = machine.pages_written_since(self.epoch).collect();
+        self.keep(machine, sandbox, entry, SPARSE_NS, written);
+    }
+
+    /// Keeps the machine, in which `written` may differ from the checkpoint it was at last.
+    fn keep(
+        &mut self,
+        machine: &mut Machine,
+        sandbox: &Sandbox,
+        entry: u64,
+        cost_ns: u64,
+        written: BTreeSet<u32>,
+    ) {
+        let here = Position::of(machine);
+        let next = self.next(here);
+        let (mut changed, mut changed_back) = (BTreeSet::new(), Vec::new());
+        for page in written {
+            let (kept, back) = self.pages.keep(page, here, next, &content(machine, page));
+            if kept {
                 changed.insert(page);
             }
-        }
-        let executed: Vec<u32> = machine.pages_executed_since(self.epoch).collect();
-        if let Some(from) = self.checkpoints.get_mut(&self.from) {
-            from.executed.extend(executed);
+            if back {
+                changed_back.push(page);
+            }
         }
         self.insert(machine, sandbox, entry, cost_ns, changed);
         if let Some((_, next)) = self.after(here) {
             next.cost_ns = next.cost_ns.saturating_sub(cost_ns);
+            next.changed.extend(changed_back);
             // What lay between is known of both parts together only.
-            let executed = self.checkpoints[&self.from].executed.clone();
-            self.checkpoints.get_mut(&here).expect("just made").executed = executed;
+            let way = self.checkpoints[&self.from].way.clone();
+            self.checkpoints.get_mut(&here).expect("just made").way = way;
         }
         (self.from, self.epoch) = (here, machine.begin_epoch());
-        self.thin(here);
     }
 
     fn after(&mut self, at: Position) -> Option<(Position, &mut Checkpoint)> {
@@ -148,7 +188,11 @@ impl History {
         next.cost_ns += cost_ns;
         next.changed.extend(gone.changed);
         if let Some((_, before)) = self.checkpoints.range_mut(..at).next_back() {
-            before.executed.extend(gone.executed);
+            before.way = before.way.take().zip(gone.way).map(|(mut way, more)| {
+                way.executed.extend(more.executed);
+                way.written.extend(more.written);
+                way
+            });
         }
     }
 
@@ -178,11 +222,11 @@ impl History {
     /// Whether, between the checkpoint at `at` and the next one, instructions of one of these RAM
     /// pages may have been executed or one of those may have been written.
     pub fn may_meet(&self, at: Position, executed: &[u32], written: &[u32]) -> bool {
-        let Some(next) = self.next(at).and_then(|next| self.checkpoints.get(&next)) else {
+        let (Some(_), Some(way)) = (self.next(at), &self.checkpoints[&at].way) else {
             return true;
         };
-        executed.iter().any(|page| self.checkpoints[&at].executed.contains(page))
-            || written.iter().any(|page| next.changed.contains(page))
+        executed.iter().any(|page| way.executed.contains(page))
+            || written.iter().any(|page| way.written.contains(page))
     }
 
     /// Checkpoints, and bytes of pages in them.
@@ -222,4 +266,77 @@ fn content(machine: &Machine, page: u32) -> Page {
     let mut bytes = [0; 4096];
     machine.page(page, &mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use journal::WallClock;
+    use machine::MachineSpec;
+
+    const PAGE: u32 = 700;
+
+    /// A machine that is moved on by resets, each of which counts as a branch.
+    fn machine() -> Machine {
+        let spec = MachineSpec {
+            memory_size: 4 << 20,
+            model: cpu::cpuid::Model::V3,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            console: false,
+            debug_exit: None,
+            seed: 1,
+            wall_clock: WallClock(0),
+            nominal_rate: MachineSpec::NOMINAL_RATE,
+        };
+        Machine::new(spec).unwrap()
+    }
+
+    fn first_byte(machine: &Machine) -> u8 {
+        content(machine, PAGE)[0]
+    }
+
+    #[test]
+    fn page_that_changed_back_is_right_at_every_checkpoint_whenever_they_were_taken() {
+        let (mut machine, mut sandbox) = (machine(), Sandbox::new(Vec::new()));
+        let mut history = History::begin(&mut machine, &sandbox);
+        let start = history.first();
+        machine.reset();
+        machine.reset();
+        let end = Position::of(&machine);
+        history.take(&mut machine, &sandbox, 2, 1);
+        // Once more, with a look in the middle, where the page is another.
+        history.go_to(start, &mut machine, &mut sandbox).unwrap();
+        machine.reset();
+        machine.put_page(PAGE, &[9; 4096]);
+        let middle = Position::of(&machine);
+        history.take(&mut machine, &sandbox, 1, 1);
+        for (at, byte) in [(end, 0), (middle, 9), (start, 0), (middle, 9), (end, 0)] {
+            history.go_to(at, &mut machine, &mut sandbox).unwrap();
+            assert_eq!(first_byte(&machine), byte, "{at:?}");
+        }
+    }
+
+    #[test]
+    fn way_on_which_a_page_changed_and_changed_back_is_worth_a_look() {
+        let (mut machine, sandbox) = (machine(), Sandbox::new(Vec::new()));
+        let mut history = History::begin(&mut machine, &sandbox);
+        let start = history.first();
+        machine.put_page(PAGE, &[9; 4096]);
+        machine.put_page(PAGE, &[0; 4096]);
+        machine.reset();
+        history.take(&mut machine, &sandbox, 1, 1);
+        assert!(history.may_meet(start, &[], &[PAGE]));
+        assert!(!history.may_meet(start, &[], &[PAGE + 1]));
+    }
+
+    #[test]
+    fn way_that_was_not_run_is_worth_a_look() {
+        let (mut machine, sandbox) = (machine(), Sandbox::new(Vec::new()));
+        let mut history = History::begin(&mut machine, &sandbox);
+        let start = history.first();
+        machine.reset();
+        history.take_jumped(&mut machine, &sandbox, 1);
+        assert!(history.may_meet(start, &[3], &[]) && history.may_meet(start, &[], &[3]));
+    }
 }

@@ -1,10 +1,11 @@
 //! Time travel: a replay that goes to any point of its recording, forwards and backwards.
 //!
 //! ```text
-//!   Travel  where to go, what to stop at      travel, search
-//!     |-- History   checkpoints in memory     history, pages
-//!     |-- Sandbox   disks and consoles        sandbox
-//!     '-- Replayer  what comes in where       crate `replay`
+//!   Travel  where to go, what to stop at          travel, search
+//!     |-- History   checkpoints in memory         history, pages
+//!     |-- Far       checkpoints kept by others    far
+//!     |-- Sandbox   disks and consoles            sandbox
+//!     '-- Replayer  what comes in where           crate `replay`
 //! ```
 //!
 //! Going back is going to the last checkpoint before, and forwards from there (mechanisms L1, L2).
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod far;
 mod history;
 mod look;
 mod pages;
@@ -20,6 +22,7 @@ mod sandbox;
 mod search;
 mod travel;
 
+pub use far::{Arrival, Far};
 pub use look::NotMapped;
 pub use sandbox::Sandbox;
 pub use search::{Stops, Touch};

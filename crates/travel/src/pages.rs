@@ -28,19 +28,35 @@ impl Pages {
         versions[..index].last().and_then(|(_, content)| content.as_ref())
     }
 
-    /// Keeps `bytes` as what `page` is from `at` on; nothing if it is what it was.
-    pub fn keep(&mut self, page: u32, at: Position, bytes: &Page) -> bool {
+    /// Keeps `bytes` as what `page` is from `at` on; nothing if it is what it was. `next` is the
+    /// checkpoint after it, which stays what it is. Whether something was kept, and whether that
+    /// makes the page at `next` differ from what is before.
+    pub fn keep(
+        &mut self,
+        page: u32,
+        at: Position,
+        next: Option<Position>,
+        bytes: &Page,
+    ) -> (bool, bool) {
         let zero = bytes.iter().all(|byte| *byte == 0);
         let before = self.content(page, at);
         if before.map_or(zero, |before| **before == *bytes) {
-            return false;
+            return (false, false);
         }
-        let content = (!zero).then(|| Arc::new(*bytes));
+        let (before, content) = (before.cloned(), (!zero).then(|| Arc::new(*bytes)));
         self.kept += usize::from(!zero);
         let versions = self.versions.entry(page).or_default();
         let index = versions.partition_point(|(then, _)| *then < at);
         versions.insert(index, (at, content));
-        true
+        let next = next.filter(|next| {
+            let later = versions.get(index + 1);
+            later.is_none_or(|(then, _)| then > next)
+        });
+        if let Some(next) = next {
+            self.kept += usize::from(before.is_some());
+            versions.insert(index + 1, (next, before));
+        }
+        (true, next.is_some())
     }
 
     /// Bytes that are kept.
@@ -74,11 +90,12 @@ mod tests {
     #[test]
     fn pages_are_what_they_were_and_forgetting_keeps_the_rest() {
         let mut pages = Pages::default();
-        assert!(!pages.keep(7, at(0), &[0; 4096]));
-        assert!(pages.keep(7, at(10), &[1; 4096]));
-        assert!(!pages.keep(7, at(20), &[1; 4096]));
-        assert!(pages.keep(7, at(30), &[3; 4096]));
-        assert!(pages.keep(7, at(40), &[0; 4096]));
+        let mut keep = |when, byte| pages.keep(7, at(when), None, &[byte; 4096]).0;
+        assert!(!keep(0, 0));
+        assert!(keep(10, 1));
+        assert!(!keep(20, 1));
+        assert!(keep(30, 3));
+        assert!(keep(40, 0));
         let first = |pages: &Pages, when| pages.content(7, at(when)).map_or(0, |page| page[0]);
         let all = |pages: &Pages| [0, 10, 20, 30, 40].map(|when| first(pages, when));
         assert_eq!(all(&pages), [0, 1, 1, 3, 0]);

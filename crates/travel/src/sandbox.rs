@@ -7,6 +7,8 @@ use journal::{DiskCompletion, DiskFailed, DiskOperation, DiskRequest, Output};
 use machine::Outside;
 use replay::{OutputDigest, Watched};
 
+use crate::far::Arrival;
+
 /// Bytes of the first serial port that are kept.
 const CONSOLE_MAX: usize = 64 << 10;
 
@@ -48,6 +50,17 @@ impl Sandbox {
             let completion = self.carry_out(disk, request);
             self.state.done.insert((disk, id), completion);
         }
+    }
+
+    /// Becomes what it was at a checkpoint that others kept.
+    pub(crate) fn arrive(&mut self, arrival: Arrival) {
+        let Arrival { machine: _, requests, reads, digest, disks } = arrival;
+        for (disk, base) in self.disks.iter().zip(disks) {
+            disk.put_over(base);
+        }
+        // What was printed before is not known there.
+        self.state = State { digest, ..State::default() };
+        self.resume(requests, reads);
     }
 
     /// The last bytes that the first serial port printed.

@@ -172,6 +172,11 @@ impl Travel {
         let written: Vec<u32> = watched.pieces.iter().map(|(at, _)| at.page() as u32).collect();
         let mut end = origin;
         while end > self.history.first() {
+            // Short intervals are run through sooner, and begin where the last one ended.
+            if let Some(far) = self.far.iter().rfind(|far| far.at < end).map(|far| far.at) {
+                self.go_to_checkpoint(self.checkpoint_before(end))?;
+                self.bring_near(far)?;
+            }
             let start = self.checkpoint_before(end);
             let worth = executed
                 .as_ref()

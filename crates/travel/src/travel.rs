@@ -12,6 +12,7 @@ use replay::{Entries, Progress, ReplayError, Replayer, Target};
 use saved::RestoreError;
 use types::{ExecutionPoint, VirtualTime};
 
+use crate::far::Far;
 use crate::history::History;
 use crate::look::{self, NotMapped};
 use crate::sandbox::Sandbox;
@@ -103,10 +104,12 @@ pub type Reboot = Box<dyn FnMut(&mut Machine) -> Result<(), String> + Send>;
 pub struct Travel {
     pub(crate) machine: Machine,
     pub(crate) engine: Box<dyn Engine>,
-    sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
     replayer: Replayer,
     entries: Arc<[Entry]>,
     pub(crate) history: History,
+    /// In order.
+    pub(crate) far: Vec<Far>,
     reboot: Reboot,
     no_reboot: bool,
     /// What the engine stops at.
@@ -163,6 +166,7 @@ impl Travel {
             sandbox,
             entries,
             history,
+            far: Vec::new(),
             reboot,
             no_reboot,
             breakpoints: Vec::new(),
@@ -252,6 +256,7 @@ impl Travel {
     /// # Errors
     /// [`TravelError::NoSuchPoint`] if the recording does not come there.
     pub fn go_to(&mut self, target: Position) -> Result<(), TravelError> {
+        self.bring_near(target)?;
         let here = self.position();
         let nearest = self.history.before(target);
         if here > target || nearest > here {
@@ -297,6 +302,9 @@ impl Travel {
             let point = later.checked_sub(1).map(|index| self.entries[index].point);
             self.go_before(point.map_or(Position::default(), Position::from))?;
         }
+        if let Some(far) = self.far_before(time) {
+            self.bring_near(far)?;
+        }
         self.travel_to(Target { time, ..Target::END })
     }
 
@@ -309,6 +317,9 @@ impl Travel {
             && let Some(entry) = self.entries.get(number as usize)
         {
             self.go_before(Position { rip: 0, iterations: 0, ..entry.point.into() })?;
+        }
+        if let Some(far) = self.far_before_entry(number) {
+            self.bring_near(far)?;
         }
         self.travel_to(Target { entry: number, ..Target::END })
     }
@@ -323,6 +334,7 @@ impl Travel {
 
     /// Goes back to a checkpoint at `target` or before, unless the machine is between the two.
     fn go_before(&mut self, target: Position) -> Result<(), TravelError> {
+        self.bring_near(target)?;
         let (here, nearest) = (self.position(), self.history.before(target));
         if here > target || nearest > here {
             self.go_to_checkpoint(nearest)?;
