@@ -31,11 +31,14 @@ fn ask(vm: &mut Running, command: &str, mark: &str) {
 }
 
 /// A mini guest with a disk, at its shell.
-fn shell(scratch: &Scratch) -> Running {
+fn shell(scratch: &Scratch, more: &str) -> Running {
     let image = images::create(scratch, "d.qcow2", "qcow2", "32M");
-    let mut vm = Doppel::new(scratch, "run")
+    let mut vm = Doppel::new(scratch, "run");
+    vm.command().current_dir(scratch.root());
+    let mut vm = vm
         .guest("mini", "backports", "quiet")
         .args("--memory 128M --name one")
+        .args(more)
         .disk(&image, "")
         .typed()
         .start();
@@ -48,7 +51,7 @@ fn shell(scratch: &Scratch) -> Running {
 #[ignore = "needs guests and a release build: cargo xtask test"]
 fn running_guest_at_work_on_its_disk_replays_and_goes_live() {
     let scratch = Scratch::new();
-    let mut vm = shell(&scratch);
+    let mut vm = shell(&scratch, "");
     ask(&mut vm, "X=kept; echo before | dd of=/dev/vda conv=fsync 2>/dev/null", "w");
     // Reads and writes are in flight all the time.
     vm.type_text("while :; do dd if=/dev/vda of=/dev/vda bs=64k seek=64 count=256 conv=notrunc ");
@@ -78,4 +81,80 @@ fn running_guest_at_work_on_its_disk_replays_and_goes_live() {
     live.kill_off();
     vm.kill_off();
     images::check_qcow2(&scratch.path("d.1.qcow2"));
+}
+
+#[test]
+#[ignore = "needs guests and a release build: cargo xtask test"]
+fn recording_with_checkpoints_verifies_from_each_with_the_disk_of_that_time() {
+    let scratch = Scratch::new();
+    let mut vm = shell(&scratch, "--record rec --checkpoint-every 2s");
+    vm.type_text("while :; do dd if=/dev/vda of=/dev/vda bs=64k seek=64 count=256 conv=notrunc ");
+    vm.type_text("iflag=direct oflag=direct 2>/dev/null; done &\n");
+    for round in 0..4 {
+        let write = format!("echo round-{round} | dd of=/dev/vda conv=notrunc 2>/dev/null");
+        ask(&mut vm, &format!("{write}; sync; head -1 /dev/vda; sleep 2"), &format!("w{round}"));
+    }
+    ask(&mut vm, "kill %1; sync", "k");
+    vm.type_text("poweroff\n");
+    vm.end(LONG).expect(0);
+    let count = (1..100).take_while(|n| scratch.path(&format!("rec/checkpoint-{n}")).exists());
+    let count = count.count();
+    assert!(count >= 3, "{count}");
+    let whole = json(&scratch, "verify rec");
+    for number in 1..=count {
+        let engine = if number % 2 == 0 { "interp" } else { "translate" };
+        let from = format!("verify rec --from-checkpoint {number} --engine {engine}");
+        let report = json(&scratch, &from);
+        assert!(report["orderly_end"] == true && report["branches"] == whole["branches"]);
+    }
+    // Near the end the disk has what was written last, and the guest goes on with it.
+    let to = whole["events"].as_u64().unwrap() - 3;
+    let replayed = verb(&scratch, &format!("replay rec --to #{to}")).console;
+    assert!(!replayed.contains("DOPPEL-INIT"), "{replayed}");
+    let last = format!("trace rec --what syscalls --from #{} --to #{to}", to - 1);
+    verb(&scratch, &last).expect(0);
+}
+
+/// Host time less the guest's uptime, seconds: the least of several looks, because the way there
+/// and back takes time.
+fn lag(vm: &mut Running, mark: &str) -> f64 {
+    let look = |round: u32| {
+        let from = vm.console().len();
+        vm.type_text(&format!("echo {mark}{round}-$(cut -d' ' -f1 /proc/uptime)-e''nd\n"));
+        vm.wait_from(from, "-end\r\n", LONG);
+        let now = vm.elapsed().as_secs_f64();
+        let said = vm.console();
+        let wanted = format!("\n{mark}{round}-");
+        let at = said.rfind(&wanted).expect("an answer") + wanted.len();
+        now - said[at..].split('-').next().unwrap().parse::<f64>().expect("a number")
+    };
+    (0..20).map(look).fold(f64::MAX, f64::min)
+}
+
+#[test]
+#[ignore = "needs guests and a release build: cargo xtask test"]
+fn clock_of_a_guest_is_the_host_s_again_after_a_pause() {
+    let scratch = Scratch::new();
+    let mut vm = shell(&scratch, "--record rec");
+    let before = lag(&mut vm, "before");
+    vm.type_text("(last=0; while :; do now=$(cut -d' ' -f1 /proc/uptime | tr -d .); ");
+    vm.type_text("[ $now -lt $last ] && echo went-back; last=$now; done) &\n");
+    for seconds in [2, 9] {
+        verb(&scratch, "pause one").expect(0);
+        std::thread::sleep(Duration::from_secs(seconds));
+        verb(&scratch, "resume one").expect(0);
+        let after = lag(&mut vm, &format!("after{seconds}"));
+        assert!((after - before).abs() < 0.05, "after {seconds} s of pause: {before} {after}");
+    }
+    ask(&mut vm, "kill %1; dmesg | grep -ciE 'lockup|stall|unstable'", "d");
+    let said = vm.console();
+    assert!(!said.contains("\nwent-back") && said.contains("\n0\r\n"), "{said}");
+    vm.type_text("poweroff\n");
+    vm.end(LONG).expect(0);
+    let events = verb(&scratch, "events rec --what clock");
+    let jumps = events.console.lines().filter(|line| line.contains("forward 4000000000 ns"));
+    assert!(jumps.count() >= 2, "{}", events.console);
+    for engine in ["translate", "interp"] {
+        assert_eq!(json(&scratch, &format!("verify rec --engine {engine}"))["orderly_end"], true);
+    }
 }

@@ -113,6 +113,14 @@ pub fn time(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "write a time such as 30s, 500ms or 2min".into())
 }
 
+/// A time that is not zero.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("write a time such as 10s".into()),
+        time => Ok(time),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -48,6 +48,15 @@ fn recording_replays_on_both_engines_resets_and_typing_included() {
     }
     let typed = place.run(&["events", dir, "--console"]);
     assert_eq!(text(&typed.stdout), "hello, worldq");
+    let transcript = text(&place.run(&["events", dir, "--what", "console", "--text"]).stdout);
+    let lines: Vec<&str> = transcript.lines().map(|line| line[14..].trim()).collect();
+    // In the order in which lines end; the typed one has no end.
+    let expected =
+        ["ttyS0 < up", "ttyS0 < up", "ttyS0 < hello, worldqdone", "ttyS0 > hello, worldq"];
+    assert_eq!(lines, expected, "{transcript}");
+    let consoles = text(&place.run(&["events", dir, "--what", "console"]).stdout);
+    assert_eq!(consoles.lines().count(), 2, "{consoles}");
+    assert!(consoles.lines().all(|line| line.contains(" console ")), "{consoles}");
     let listed = text(&place.run(&["events", dir]).stdout);
     assert!(listed.lines().last().unwrap().ends_with("end"), "{listed}");
     let json = text(&place.run(&["events", dir, "--json"]).stdout);
@@ -141,8 +150,8 @@ fn damaged_and_foreign_recordings_are_refused() {
     refused(&place, &["verify", text_dir], 4, &["events.log"]);
     std::fs::write(&log, whole).unwrap();
     for (from, to, words) in [
-        ("\"version\": 1", "\"version\": 2", "version 2"),
-        ("\"version\": 1,", "", "no version"),
+        ("\"version\": 2", "\"version\": 3", "version 3"),
+        ("\"version\": 2,", "", "no version"),
         ("\"kernel\": \"kernel\"", "\"kernel\": \"../kernel\"", "outside"),
         ("\"v3\"", "\"v9\"", "v9"),
         ("{", "", "recording.json"),
@@ -154,6 +163,36 @@ fn damaged_and_foreign_recordings_are_refused() {
     let guest = place.file("k", &guest());
     let run = ["run", "--kernel", guest.to_str().unwrap(), "--record", text_dir];
     refused(&place, &run, 2, &["there already"]);
+}
+
+#[test]
+fn recording_of_other_semantics_is_refused_by_name() {
+    let place = Place::new();
+    let dir = typed(&place, "o", &[]);
+    let (text_dir, manifest) = (dir.to_str().unwrap(), dir.join("recording.json"));
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&manifest).unwrap()).unwrap();
+    assert_eq!(json["semantics"], machine::SEMANTICS);
+    let mut other = json.clone();
+    (other["semantics"], other["doppel"]) = (999.into(), "7.8.9".into());
+    other["commit"] = "c0ffee".into();
+    std::fs::write(&manifest, other.to_string()).unwrap();
+    let words = ["doppel 7.8.9 (c0ffee)", "semantics 999", "--other-semantics"];
+    for verb in ["replay", "verify", "debug"] {
+        refused(&place, &[verb, text_dir], 2, &words);
+    }
+    refused(&place, &["trace", text_dir, "--what", "disk"], 2, &words);
+    // Events are what they are.
+    assert_eq!(place.run(&["events", text_dir]).status.code(), Some(0));
+    let verified = place.run(&["verify", text_dir, "--other-semantics"]);
+    assert_eq!(verified.status.code(), Some(0), "{}", text(&verified.stderr));
+    // Recordings of before say nothing of it.
+    let mut before = json.clone();
+    before["version"] = 1.into();
+    let fields = before.as_object_mut().unwrap();
+    (fields.remove("semantics"), fields.remove("commit"));
+    std::fs::write(&manifest, before.to_string()).unwrap();
+    assert_eq!(place.run(&["verify", text_dir]).status.code(), Some(0));
 }
 
 #[test]

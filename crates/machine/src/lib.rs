@@ -22,3 +22,8 @@ pub use input::Observer;
 pub use machine::Machine;
 pub use run::{Outside, Stop};
 pub use spec::{DiskSpec, MachineError, MachineSpec, NicSpec, console_port};
+
+/// Which function of state and inputs this machine is: the same number, the same future to the
+/// bit, whatever the engine. It goes up with every change after which an older recording would
+/// come to another state (what an instruction or a device does, what is saved, how time passes).
+pub const SEMANTICS: u32 = 1;

@@ -27,7 +27,7 @@ use crate::keeping::{CaptureOrder, CapturedVm, Mark};
 use crate::lifecycle::Lifecycle;
 use crate::ports::Ports;
 use crate::prepare::mac;
-use crate::recording::{LogFeed, Recording, Stretch};
+use crate::recording::{LogFeed, Note, Recording, Stretch};
 use crate::status::{SharedCounters, SharedMetrics};
 use crate::{End, Metrics, RecordingError, State, VmError};
 
@@ -82,6 +82,8 @@ pub(crate) struct Driver {
     pub metrics: Metrics,
     /// The guest stands still until it is told to go on.
     pub starts_paused: bool,
+    /// The machine stands where a replay can stop, too.
+    pub at_point: bool,
     /// A new generation for the guest, before anything else.
     pub generation: Option<[u8; 16]>,
 }
@@ -132,14 +134,14 @@ impl Driver {
             (index, self.ports.disks[index].switch(overlay, reads))
         });
         let switched = switched.collect();
-        let marked = mark.map_or(Ok(()), |mark| self.mark(mark));
+        let marked = mark.map(|mark| self.mark(mark)).transpose().map(Option::flatten);
         let stun_ns = monotonic_ns() - start_ns;
         // Whoever asked may have gone.
         let _ = reply.send(CapturedVm { captured, switched, stun_ns, marked });
     }
 
     /// What the present point is to a recording.
-    fn mark(&mut self, mark: Mark) -> Result<(), RecordingError> {
+    fn mark(&mut self, mark: Mark) -> Result<Option<Note>, RecordingError> {
         if !matches!(self.feed, Feed::Live) {
             return Err(RecordingError::Asked("what is being replayed is recorded already".into()));
         }
@@ -147,9 +149,21 @@ impl Driver {
             Mark::Begin(file) => {
                 self.recording = Some(Recording::begin(&mut self.machine, file)?);
                 self.ports.digest = Some(OutputDigest::default());
+                Ok(None)
+            }
+            Mark::Along(number) => {
+                let refuse = |why: &str| Err(RecordingError::Asked(why.into()));
+                let Some(recording) = &mut self.recording else {
+                    return refuse("the VM is not being recorded");
+                };
+                if !self.at_point {
+                    return refuse("the guest was in the middle of one long instruction");
+                }
+                let entry = recording.note(&mut self.machine, number)?;
+                let digest = self.ports.digest.clone().unwrap_or_default().to_words();
+                Ok(Some(Note { number, entry, digest }))
             }
         }
-        Ok(())
     }
 
     /// Ends the recording. What is left of it reaches the disk in a thread of its own.
@@ -187,6 +201,7 @@ impl Driver {
     fn live_quantum(&mut self) -> Result<Option<End>, VmError> {
         self.let_in();
         let stop = self.run_quantum();
+        self.at_point = stop != Stop::Yielded;
         if self.hash_log.look(&mut self.machine)? {
             return Ok(Some(End::StopPoint));
         }
@@ -366,17 +381,9 @@ impl Driver {
             }
             match self.inbox.take_request() {
                 Some(request) => self.answer(request),
-                None if self.lifecycle.state() == State::Paused => self.stand_still(),
+                None if self.lifecycle.state() == State::Paused => self.inbox.wait_order(),
                 None => return None,
             }
-        }
-    }
-
-    fn stand_still(&mut self) {
-        let start_ns = monotonic_ns();
-        self.inbox.wait_order();
-        if let Pace::Live(clock) = &mut self.pace {
-            clock.hold(monotonic_ns() - start_ns);
         }
     }
 

@@ -48,8 +48,9 @@ pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};
 pub use process::run;
 pub use recording::{
-    BisectSpec, DebugSpec, Event, Found, Listen, Listing, Place, Predicate, RecordingError,
-    ReplayReport, ReplaySpec, TraceLine, TraceSpec, TraceWhat, bisect, debug, replay, trace,
+    BisectSpec, ConsoleBytes, DebugSpec, Event, Found, From, Listen, Listing, Place, Predicate,
+    RecordingError, ReplayReport, ReplaySpec, TraceLine, TraceSpec, TraceWhat, bisect, debug,
+    replay, trace,
 };
 pub use spec::{
     Checks, EngineKind, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind, NetSpec,
@@ -61,3 +62,4 @@ pub use cpu::cpuid::Model;
 pub use disk::{DiskSpec, Format};
 pub use host::console::{Console, ConsoleEvent, ConsoleSpec};
 pub use host::net::Forward;
+pub use types::VirtualTime;

@@ -16,7 +16,7 @@ use crate::control::Control;
 use crate::driver::{Driver, Feed, Plug};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS};
-use crate::keeping::{self, Keeper, KeeperParts, LiveDisk, VmKept};
+use crate::keeping::{self, Cadence, Keeper, KeeperParts, LiveDisk, VmKept};
 use crate::lifecycle::Lifecycle;
 use crate::name::default_name;
 use crate::ports::Ports;
@@ -96,7 +96,7 @@ fn launch(
             (Feed::Live, None, recording)
         }
         Start::Replay(feed) => {
-            ports.digest = Some(OutputDigest::default());
+            ports.digest = Some(feed.digest());
             (Feed::Log(feed), Some(plug), None)
         }
     };
@@ -157,8 +157,10 @@ fn launch(
         no_reboot: spec.no_reboot,
         metrics: Metrics::default(),
         starts_paused: spec.restore.as_ref().is_some_and(|restore| restore.paused),
+        at_point: true,
         generation,
     };
+    let _cadence = spec.checkpoint_every.map(|every| Cadence::start(&keeper, every)).transpose()?;
     let result = drive(driver, &keeper);
     drop(consoles);
     result

@@ -58,6 +58,8 @@ pub struct VmSpec {
     pub api: Option<PathBuf>,
     /// Record everything that enters the machine into this folder.
     pub record: Option<PathBuf>,
+    /// How often a checkpoint is taken along the recording, if one is.
+    pub checkpoint_every: Option<Duration>,
     /// The checkpoint it goes on from, instead of booting.
     pub restore: Option<RestoreSpec>,
     /// How long the guest may take to power off when asked to.
@@ -166,6 +168,7 @@ impl VmSpec {
             warp: false,
             api: None,
             record: None,
+            checkpoint_every: None,
             restore: None,
             grace: GRACE_DEFAULT,
             checks: Checks::default(),

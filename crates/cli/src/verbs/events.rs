@@ -7,17 +7,26 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueHint};
 use vmm::{Event, Listing};
 
-use super::print;
+use super::{print, transcript};
 use crate::fail::Fail;
 
 /// Print what is in a recording: everything that entered the machine, and where.
 ///
-/// A line is: number, branches, guest time in seconds, bytes in the log, kind, details.
+/// A line is: number, branches, guest time in seconds, bytes in the log, kind, details. With
+/// `--what console --text` it is what was typed and printed, line by line, with the guest time in
+/// seconds; what was printed is in no log and is found by running the machine again.
 #[derive(Args, Debug)]
 pub struct Events {
     /// Folder of the recording.
     #[arg(value_hint = ValueHint::DirPath)]
     dir: PathBuf,
+    /// Only events of these kinds, as the lines name them; may be given several times.
+    #[arg(long, value_name = "KIND", value_parser = kind)]
+    what: Vec<String>,
+    /// With --what console: a transcript, `>` before what was typed and `<` before what was
+    /// printed.
+    #[arg(long, requires = "what", conflicts_with_all = ["json", "console", "pcap"])]
+    text: bool,
     /// A JSON object a line.
     #[arg(long, conflicts_with_all = ["console", "pcap"])]
     json: bool,
@@ -32,6 +41,12 @@ pub struct Events {
 impl Events {
     /// Runs the verb.
     pub fn run(&self) -> Result<u8, Fail> {
+        if self.text {
+            if self.what != ["console"] {
+                return Err(Fail::Usage("--text goes with --what console".into()));
+            }
+            return transcript::print(&self.dir).map(|()| 0);
+        }
         let listing = Listing::open(&self.dir).map_err(vmm::VmError::from)?;
         if let Some(path) = &self.pcap {
             return write_pcap(listing, path).map(|()| 0);
@@ -41,8 +56,19 @@ impl Events {
             (_, true) => typed,
             _ => text_line,
         };
-        print_all(listing, form).map(|()| 0)
+        let wanted = |event: &Event| {
+            self.what.is_empty() || self.what.iter().any(|kind| kind == event.kind())
+        };
+        print_all(listing, |event| if wanted(event) { form(event) } else { Vec::new() }).map(|()| 0)
     }
+}
+
+/// A kind of event.
+fn kind(text: &str) -> Result<String, String> {
+    if Event::KINDS.contains(&text) {
+        return Ok(text.into());
+    }
+    Err(format!("the kinds are {}", Event::KINDS.join(", ")))
 }
 
 fn print_all(mut listing: Listing, form: impl Fn(&Event) -> Vec<u8>) -> Result<(), Fail> {

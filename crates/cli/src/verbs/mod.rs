@@ -17,6 +17,7 @@ pub mod resume;
 pub mod run;
 pub mod stop;
 pub mod trace;
+mod transcript;
 pub mod verify;
 
 use vmm::client::ClientError;

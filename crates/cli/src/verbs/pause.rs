@@ -6,7 +6,9 @@ use vmm::client::Client;
 use super::{client_fail, find};
 use crate::fail::Fail;
 
-/// Make a running VM stand still, time included.
+/// Make a running VM stand still.
+///
+/// Its clock is the host's again when it is resumed: to the guest it was asleep.
 #[derive(Args, Debug)]
 pub struct Pause {
     /// Name of the VM.

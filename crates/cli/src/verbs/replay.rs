@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use vmm::{ConsoleSpec, End, EngineKind, NetSpec, Place, ReplayReport, ReplaySpec};
+use vmm::{ConsoleSpec, End, EngineKind, From, NetSpec, Place, ReplayReport, ReplaySpec};
 
 use crate::fail::Fail;
 use crate::values;
@@ -24,6 +24,10 @@ pub struct Replay {
     /// Folder of the recording.
     #[arg(value_hint = ValueHint::DirPath)]
     dir: PathBuf,
+    /// Begin at the checkpoint of this number, 0 being the recording's beginning; by default at the
+    /// last one before --to.
+    #[arg(long, value_name = "NUMBER")]
+    from_checkpoint: Option<u32>,
     /// Where to stop: a branch count, a guest time as 12.5s, before an event as #17, or end.
     #[arg(long, value_name = "PLACE", default_value = "end")]
     to: Place,
@@ -41,6 +45,9 @@ pub struct Replay {
     /// What executes the guest: translate or interp. The recording fits either.
     #[arg(long, value_name = "ENGINE", default_value = "translate", value_parser = values::engine)]
     engine: EngineKind,
+    /// Go on even if a release whose machine does something else made the recording.
+    #[arg(long)]
+    other_semantics: bool,
     /// Name among the running VMs; vm-PID if none is given.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     name: Option<String>,
@@ -54,8 +61,14 @@ impl Replay {
     pub fn run(&self) -> Result<u8, Fail> {
         let spec = ReplaySpec {
             dir: self.dir.clone(),
+            from: match (self.from_checkpoint, self.to) {
+                (Some(number), _) => From::Checkpoint(number),
+                (None, Place::End) => From::Beginning,
+                (None, _) => From::Nearest,
+            },
             to: self.to,
             engine: self.engine,
+            other_semantics: self.other_semantics,
             go_live: self.go_live,
             nets: self.net.clone(),
             name: self.name.clone(),

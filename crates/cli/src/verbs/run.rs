@@ -97,6 +97,10 @@ pub struct Run {
     /// The guest's disks stay as they are; what it writes goes to overlays in the folder.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     record: Option<PathBuf>,
+    /// Take a checkpoint along the recording this often, so that its middle is entered at once.
+    /// Intervals become longer as the recording does.
+    #[arg(long, value_name = "TIME", requires = "record", value_parser = values::interval)]
+    checkpoint_every: Option<Duration>,
     /// Serve the API at this socket too.
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     api: Option<PathBuf>,
@@ -179,6 +183,7 @@ impl Run {
             warp: self.warp,
             api: self.api.clone(),
             record: self.record.clone(),
+            checkpoint_every: self.checkpoint_every,
             grace: self.grace,
             checks: self.checks.checks(),
             ..spec

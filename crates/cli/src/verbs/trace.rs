@@ -13,14 +13,14 @@ use crate::values;
 ///
 /// A line is: branches, guest time in seconds, what happened. Branches: from where to where.
 /// System calls: number, six arguments, where it returns to. Interrupts and exceptions: vector,
-/// where the guest was, error code. Disk and net: requests and frames; their point is that of the
-/// next look, a thousand branches later at most.
+/// where the guest was, error code. Disk, net and console: requests, frames, what was typed and
+/// printed; their point is that of the next look, a thousand branches later at most.
 #[derive(Args, Debug)]
 pub struct Trace {
     /// Folder of the recording.
     #[arg(value_hint = ValueHint::DirPath)]
     dir: PathBuf,
-    /// What to trace: branches, syscalls, interrupts, exceptions, disk or net.
+    /// What to trace: branches, syscalls, interrupts, exceptions, disk, net or console.
     #[arg(long, value_name = "WHAT")]
     what: TraceWhat,
     /// Where to begin: a branch count, a guest time as 12.5s, or before an event as #17.

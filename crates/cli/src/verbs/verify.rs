@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, ValueHint};
-use vmm::{ConsoleSpec, EngineKind, Place, ReplaySpec};
+use vmm::{ConsoleSpec, EngineKind, From, Place, ReplaySpec};
 
 use super::{print, print_json};
 use crate::fail::Fail;
@@ -18,9 +18,15 @@ pub struct Verify {
     /// Folder of the recording.
     #[arg(value_hint = ValueHint::DirPath)]
     dir: PathBuf,
+    /// Begin at the checkpoint of this number along the recording; 0 is its beginning.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    from_checkpoint: u32,
     /// What executes the guest: translate or interp.
     #[arg(long, value_name = "ENGINE", default_value = "translate", value_parser = values::engine)]
     engine: EngineKind,
+    /// Go on even if a release whose machine does something else made the recording.
+    #[arg(long)]
+    other_semantics: bool,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -31,8 +37,10 @@ impl Verify {
     pub fn run(&self) -> Result<u8, Fail> {
         let spec = ReplaySpec {
             dir: self.dir.clone(),
+            from: From::Checkpoint(self.from_checkpoint),
             to: Place::End,
             engine: self.engine,
+            other_semantics: self.other_semantics,
             go_live: false,
             nets: Vec::new(),
             name: None,

@@ -13,7 +13,7 @@ use super::keeper::{Job, Keeper, LiveDisk};
 use super::overlays::Waiting;
 use super::status::{COW_LIMIT_DEFAULT, Phase};
 use super::{CaptureOrder, CapturedVm, KeepError, Mark, OpaqueGuest};
-use crate::recording::LiveRecording;
+use crate::recording::{LiveRecording, NOTE, Note};
 
 /// How often a commit is looked at.
 const LOOK: Duration = Duration::from_millis(2);
@@ -25,12 +25,23 @@ struct Covered {
     reads: DiskReads,
 }
 
-/// Takes the checkpoint, with which the recording `live` begins if there is one, and tells how it
-/// went.
-pub(super) fn run(keeper: &Keeper, job: &Job, live: Option<LiveRecording>) {
-    let ended = match live {
-        None => take(keeper, job, None).map(drop),
-        Some(live) => record(keeper, job, live),
+/// What a checkpoint is taken for.
+pub(super) enum Purpose {
+    /// For itself.
+    Checkpoint,
+    /// A recording begins with it.
+    Begin(LiveRecording),
+    /// It is the one of this number along the recording.
+    Along(u32),
+}
+
+/// Takes the checkpoint, and tells how it went.
+pub(super) fn run(keeper: &Keeper, job: &Job, purpose: Purpose) {
+    let ended = match purpose {
+        Purpose::Checkpoint => take(keeper, job, None).map(drop),
+        Purpose::Begin(live) => record(keeper, job, live),
+        Purpose::Along(number) => take(keeper, job, Some(Mark::Along(number)))
+            .map(|_| keeper.add_along(number, &job.request.folder)),
     };
     let mut told = job.told();
     match ended {
@@ -97,7 +108,10 @@ fn take(keeper: &Keeper, job: &Job, mark: Option<Mark>) -> Result<Taken, KeepErr
     let (covered, failure) = cover(waiting, switched);
     let id = saver.id();
     let saved = match (failure, marked) {
-        (None, Ok(())) => save(job, saver, &captured, &covered, &disks, keeper),
+        (None, Ok(note)) => {
+            let vm = describe_vm(keeper, note);
+            save(job, saver, &captured, &covered, &disks, vm)
+        }
         (Some(error), _) => Err(error.into()),
         (None, Err(error)) => Err(error.into()),
     };
@@ -114,6 +128,15 @@ fn take(keeper: &Keeper, job: &Job, mark: Option<Mark>) -> Result<Taken, KeepErr
     }
     let committed = commit_all(keeper, job, &disks, covered);
     saved.and(committed).map(|()| taken)
+}
+
+/// What the manifest says of the VM, with what the checkpoint is to a recording.
+fn describe_vm(keeper: &Keeper, note: Option<Note>) -> serde_json::Value {
+    let mut vm = serde_json::to_value(&keeper.kept).unwrap_or_default();
+    if let (Some(note), Some(fields)) = (note, vm.as_object_mut()) {
+        fields.insert(NOTE.into(), serde_json::to_value(note).unwrap_or_default());
+    }
+    vm
 }
 
 fn image(disk: &LiveDisk) -> DiskSpec {
@@ -150,7 +173,7 @@ fn save(
     captured: &Captured,
     covered: &[Covered],
     disks: &[LiveDisk],
-    keeper: &Keeper,
+    vm: serde_json::Value,
 ) -> Result<(), KeepError> {
     for Covered { retained, .. } in covered {
         retained.share()?;
@@ -194,7 +217,6 @@ fn save(
             marker.write(&waiting.parent.path)?;
         }
     }
-    let vm = serde_json::to_value(&keeper.kept).unwrap_or_default();
     saved.finish(captured, &reads, kept, vm)?;
     Ok(())
 }

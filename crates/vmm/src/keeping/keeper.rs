@@ -9,12 +9,15 @@ use checkpoint::{Id, Manifest, Parent, Progress, Since};
 use disk::{DiskHandle, Format};
 use memory::{Epoch, Pages};
 
-use super::job;
+use super::job::{self, Purpose};
 use super::status::{CheckpointRequest, CheckpointStatus, Phase, RecordStatus};
 use super::{KeepError, VmKept};
 use crate::boot_files::BootSources;
 use crate::inbox::{Inbox, Request, Verb};
-use crate::recording::{LOG, LiveRecording, Recorded};
+use crate::recording::{LOG, LiveRecording, Recorded, folder};
+
+/// Every so many checkpoints along a recording one stands alone, so that chains stay short.
+const DEPTH: u32 = 32;
 
 /// A disk of the VM as it is now.
 #[derive(Clone, Debug)]
@@ -119,7 +122,7 @@ impl Keeper {
         }
         let mut state = lock(&self.state);
         self.check_free(&state)?;
-        self.start_job(&mut state, request, None)
+        self.start_job(&mut state, request, Purpose::Checkpoint).map(drop)
     }
 
     /// Starts a recording into the folder `dir`, which begins with a checkpoint.
@@ -140,7 +143,38 @@ impl Keeper {
             cow_limit: None,
             durable: true,
         };
-        self.start_job(&mut state, request, Some(live))
+        self.start_job(&mut state, request, Purpose::Begin(live)).map(drop)
+    }
+
+    /// Starts a checkpoint along the recording that is being made.
+    pub fn checkpoint_along(self: &Arc<Self>) -> Result<Arc<Job>, KeepError> {
+        let mut state = lock(&self.state);
+        self.check_free(&state)?;
+        let recorded = state.recorded.as_ref().ok_or(KeepError::NotRecorded)?;
+        let number = recorded.count + 1;
+        let stands_alone = number.is_multiple_of(DEPTH);
+        let folder = folder(&recorded.dir, number);
+        let request = CheckpointRequest {
+            folder: std::path::absolute(&folder).unwrap_or(folder),
+            keep_parent: true,
+            incremental_from: recorded.last.clone().filter(|_| !stands_alone),
+            cow_limit: None,
+            // One that a power cut spoils is passed over by those who replay.
+            durable: false,
+        };
+        self.start_job(&mut state, request, Purpose::Along(number))
+    }
+
+    /// The checkpoint of this number along the recording is there.
+    pub fn add_along(&self, number: u32, folder: &Path) {
+        if let Some(recorded) = &mut lock(&self.state).recorded {
+            (recorded.count, recorded.last) = (number, Some(folder.into()));
+        }
+    }
+
+    /// Checkpoints along the recording that is being made so far; `None` if none is made.
+    pub fn along_count(&self) -> Option<u32> {
+        lock(&self.state).recorded.as_ref().map(|recorded| recorded.count)
     }
 
     fn check_free(&self, state: &State) -> Result<(), KeepError> {
@@ -157,8 +191,8 @@ impl Keeper {
         self: &Arc<Self>,
         state: &mut State,
         request: CheckpointRequest,
-        live: Option<LiveRecording>,
-    ) -> Result<(), KeepError> {
+        purpose: Purpose,
+    ) -> Result<Arc<Job>, KeepError> {
         let told = Told { phase: Phase::Preparing, id: None, stun_ns: None, error: None };
         let job = Arc::new(Job {
             request,
@@ -169,11 +203,11 @@ impl Keeper {
             told: Mutex::new(told),
         });
         let (keeper, for_thread) = (Arc::clone(self), Arc::clone(&job));
-        let work = move || job::run(&keeper, &for_thread, live);
+        let work = move || job::run(&keeper, &for_thread, purpose);
         let thread = std::thread::Builder::new().name("saver".into()).spawn(work);
         state.thread = Some(thread.map_err(KeepError::Thread)?);
-        state.job = Some(job);
-        Ok(())
+        state.job = Some(Arc::clone(&job));
+        Ok(job)
     }
 
     /// The recording that is being made, if there is one.

@@ -9,6 +9,7 @@
 //!                                             named, overlays committed back (C9)
 //! ```
 
+mod cadence;
 mod job;
 mod keeper;
 mod kept;
@@ -16,9 +17,10 @@ mod overlays;
 mod restore;
 mod status;
 
+pub(crate) use cadence::Cadence;
 pub(crate) use keeper::{Keeper, KeeperParts, LiveDisk};
 pub(crate) use kept::VmKept;
-pub(crate) use restore::prepare;
+pub(crate) use restore::{check_unchanged, prepare};
 pub use restore::{free_port, restored_spec, state_dir};
 pub use status::{CheckpointRequest, CheckpointStatus, Phase, RecordRequest, RecordStatus};
 
@@ -27,7 +29,7 @@ use disk::{Overlay, Switched};
 use memory::CowGuest;
 
 use crate::RecordingError;
-use crate::recording::LogFile;
+use crate::recording::{LogFile, Note};
 
 /// What the machine thread is to do at the stop.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub(crate) struct CaptureOrder {
 pub(crate) enum Mark {
     /// Its beginning, with the log to be written.
     Begin(LogFile),
+    /// The checkpoint of this number along it.
+    Along(u32),
 }
 
 /// The machine's side of a copy-on-write instant.
@@ -63,7 +67,7 @@ pub(crate) struct CapturedVm {
     pub switched: Vec<(usize, Switched)>,
     pub stun_ns: u64,
     /// Whether the mark was made, if one was to be.
-    pub marked: Result<(), RecordingError>,
+    pub marked: Result<Option<Note>, RecordingError>,
 }
 
 /// Why a checkpoint was not taken.
@@ -84,6 +88,8 @@ pub(crate) enum KeepError {
     NotKin(std::path::PathBuf),
     #[error("the VM is being recorded into {0:?}; end that first with `doppel record --stop`")]
     Recorded(std::path::PathBuf),
+    #[error("the VM is not being recorded")]
+    NotRecorded,
     #[error(transparent)]
     Recording(#[from] RecordingError),
     /// What a recording needs of the VM.

@@ -183,7 +183,7 @@ fn overlay_path(folder: &Path, index: usize) -> PathBuf {
 }
 
 /// A disk that was written since is not the one the memory knows.
-fn check_unchanged(image: &Path, kept: &DiskKept) -> Result<(), VmError> {
+pub(crate) fn check_unchanged(image: &Path, kept: &DiskKept) -> Result<(), VmError> {
     if kept.policy != DiskPolicy::Kept {
         return Ok(());
     }

@@ -11,7 +11,7 @@ use travel::{Halt, Reboot, Sandbox, Travel};
 
 use super::RecordingError;
 use super::listing::Listing;
-use super::opened::{Beginning, Opened};
+use super::opened::{Beginning, Opened, Origin};
 use super::player::Place;
 use crate::prepare::engine;
 use crate::{EngineKind, VmError};
@@ -79,15 +79,17 @@ pub(super) fn go(travel: &mut Travel, place: Place) -> Result<(), RecordingError
 pub(super) fn travel(dir: &Path, kind: EngineKind) -> Result<Travel, VmError> {
     let recording = Opened::open(dir)?;
     let mut boot = recording.boot_files(&recording.boot_spec())?;
-    let Beginning { machine, requests, reads } = recording.begin(&mut boot)?;
+    let Beginning { machine, requests, reads } = recording.begin(&Origin::Beginning, &mut boot)?;
     let reboot: Reboot =
         Box::new(move |machine| boot.boot(machine).map_err(|error| error.to_string()));
-    let mut sandbox = Sandbox::new(recording.scratch()?);
+    let mut sandbox = Sandbox::new(recording.scratch(&Origin::Beginning)?);
     sandbox.resume(requests, reads);
     let no_reboot = recording.manifest.no_reboot;
     let travel =
         Travel::new(machine, engine(kind, None)?, sandbox, entries(dir)?, reboot, no_reboot);
-    Ok(travel.map_err(RecordingError::from)?)
+    let mut travel = travel.map_err(RecordingError::from)?;
+    travel.know(Opened::far(dir));
+    Ok(travel)
 }
 
 /// The whole log; up to where it is damaged, if it is.

@@ -27,6 +27,22 @@ pub enum RecordingError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Another release's machine would not come to the same here.
+    #[error(
+        "the recording was made by {maker}, whose machine has semantics {found}; {this} has \
+         semantics {known} and would come to something else; replay it with that release, or with \
+         --other-semantics to see where it differs"
+    )]
+    Semantics {
+        /// Who made it.
+        maker: String,
+        /// What its machine does.
+        found: u32,
+        /// Who is to replay it.
+        this: String,
+        /// What this one's does.
+        known: u32,
+    },
     /// A file the recording needs has changed since.
     #[error(
         "{path:?} is not what it was when the recording was made: {problem}; the replay needs it \
@@ -73,6 +89,9 @@ pub enum RecordingError {
     /// The conversation with gdb failed.
     #[error(transparent)]
     Gdb(#[from] gdb::ServeError),
+    /// A checkpoint that is not there.
+    #[error("the recording has no checkpoint {0}; `doppel events` lists those that were taken")]
+    NoCheckpoint(u32),
     /// A place in a recording that it does not have.
     #[error("the recording ends before {0}")]
     Beyond(String),

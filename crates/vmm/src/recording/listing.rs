@@ -56,6 +56,20 @@ impl Listing {
 }
 
 impl Event {
+    /// What [`Event::kind`] can be.
+    pub const KINDS: [&str; 10] = [
+        "clock",
+        "console",
+        "frame",
+        "power-button",
+        "link",
+        "generation",
+        "address",
+        "check",
+        "checkpoint",
+        "end",
+    ];
+
     /// One word for what it is.
     pub fn kind(&self) -> &'static str {
         match &self.entry.what {

@@ -15,8 +15,10 @@ use crate::prepare::mac_text;
 pub(crate) const FILE: &str = "recording.json";
 /// Name of the log in a recording's folder.
 pub(crate) const LOG: &str = "events.log";
-/// Version this release writes, and the only one it reads.
-const VERSION: u32 = 1;
+/// Version this release writes; it reads this one and those before it.
+const VERSION: u32 = 2;
+/// What recordings of version 1 were made by.
+const SEMANTICS_UNSAID: u32 = 1;
 /// Largest manifest, bytes.
 const SIZE_MAX: u64 = 1 << 20;
 
@@ -28,6 +30,12 @@ pub(crate) struct Manifest {
     pub version: u32,
     /// Release that made it.
     pub doppel: String,
+    /// The commit that release was built from, if that was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// What its machine does: [`machine::SEMANTICS`] of that release.
+    #[serde(default = "semantics_unsaid")]
+    pub semantics: u32,
     /// CPU it was made on: what differs between makes of CPU is as on this one.
     pub host_cpu: String,
     /// The machine at the recording's beginning.
@@ -42,6 +50,10 @@ pub(crate) struct Manifest {
     pub disks: Vec<DiskDesc>,
     /// Whether a reset ended it.
     pub no_reboot: bool,
+}
+
+fn semantics_unsaid() -> u32 {
+    SEMANTICS_UNSAID
 }
 
 /// [`MachineSpec`] in a file.
@@ -141,6 +153,8 @@ impl Manifest {
         Manifest {
             version: VERSION,
             doppel: env!("CARGO_PKG_VERSION").into(),
+            commit: commit(),
+            semantics: machine::SEMANTICS,
             host_cpu: host_cpu(),
             machine: MachineDesc::of(spec),
             start: None,
@@ -172,9 +186,10 @@ impl Manifest {
         let value: serde_json::Value =
             serde_json::from_slice(&text).map_err(|error| problem(error.to_string()))?;
         let version = value.get("version").and_then(serde_json::Value::as_u64);
-        if version != Some(u64::from(VERSION)) {
+        if !version.is_some_and(|version| (1..=u64::from(VERSION)).contains(&version)) {
             let found = version.map_or("no version".into(), |version| format!("version {version}"));
-            return Err(problem(format!("has {found}; this release reads version {VERSION}")));
+            let known = format!("this release reads versions up to {VERSION}");
+            return Err(problem(format!("has {found}; {known}")));
         }
         let manifest: Manifest =
             serde_json::from_value(value).map_err(|error| problem(error.to_string()))?;
@@ -188,10 +203,34 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Refuses a recording whose machine was another function of its inputs than this release's.
+    pub fn check_semantics(&self) -> Result<(), RecordingError> {
+        if self.semantics == machine::SEMANTICS {
+            return Ok(());
+        }
+        Err(RecordingError::Semantics {
+            maker: release(&self.doppel, self.commit.as_deref()),
+            found: self.semantics,
+            this: release(env!("CARGO_PKG_VERSION"), commit().as_deref()),
+            known: machine::SEMANTICS,
+        })
+    }
+
     /// Paths of the copies of kernel and initrd.
     pub fn boot_files(&self, dir: &Path) -> (PathBuf, Option<PathBuf>) {
         (dir.join(&self.boot.kernel), self.boot.initrd.as_ref().map(|name| dir.join(name)))
     }
+}
+
+/// The commit this was built from, if that is known.
+fn commit() -> Option<String> {
+    Some(env!("DOPPEL_COMMIT").to_owned()).filter(|commit| !commit.is_empty())
+}
+
+/// A release as people name it.
+fn release(version: &str, commit: Option<&str>) -> String {
+    let commit = commit.map_or(String::new(), |commit| format!(" ({commit})"));
+    format!("doppel {version}{commit}")
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {

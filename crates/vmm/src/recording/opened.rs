@@ -9,11 +9,13 @@ use disk::{BlockBackend, DiskIo, DiskSpec, Format, ScratchDisk};
 use host::console::ConsoleSpec;
 use journal::{DiskCompletion, DiskRequest, LogReader};
 use machine::{Machine, MachineSpec};
-use replay::Replayer;
+use replay::{OutputDigest, Replayer};
+use travel::{Arrival, Far};
 
+use super::along::{self, Along};
 use super::manifest::{DiskDesc, LOG, Manifest};
 use super::recorder::overlay;
-use super::{RecordingError, ReplaySpec};
+use super::{From, Place, RecordingError, ReplaySpec};
 use crate::boot_files::BootFiles;
 use crate::ports::DiskPort;
 use crate::prepare::{Prepared, engine};
@@ -29,6 +31,24 @@ pub(super) struct Opened {
     pub spec: MachineSpec,
 }
 
+/// Where in a recording a replay begins.
+pub(super) enum Origin {
+    /// Where the recording does.
+    Beginning,
+    /// At a checkpoint along it.
+    Along(Along, Box<Checkpoint>),
+}
+
+impl Origin {
+    /// The digest of what had left the machine.
+    pub fn digest(&self) -> OutputDigest {
+        match self {
+            Origin::Beginning => OutputDigest::default(),
+            Origin::Along(along, _) => along.digest(),
+        }
+    }
+}
+
 /// A machine where its recording begins, and what it waits for there.
 pub(super) struct Beginning {
     pub machine: Machine,
@@ -39,7 +59,15 @@ pub(super) struct Beginning {
 }
 
 impl Opened {
+    /// Opens the recording in `dir`, if this release's machine does what that of its maker did.
     pub fn open(dir: &Path) -> Result<Opened, RecordingError> {
+        let opened = Opened::open_any(dir)?;
+        opened.manifest.check_semantics()?;
+        Ok(opened)
+    }
+
+    /// The same, whoever made it.
+    pub fn open_any(dir: &Path) -> Result<Opened, RecordingError> {
         let manifest = Manifest::read(dir)?;
         let spec = manifest
             .machine_spec()
@@ -47,8 +75,70 @@ impl Opened {
         Ok(Opened { dir: dir.into(), manifest, spec })
     }
 
-    /// The machine as it was when the recording began.
-    pub fn begin(&self, boot: &mut BootFiles) -> Result<Beginning, VmError> {
+    /// Where a replay to `to` begins, and its replayer there.
+    pub fn origin(&self, from: From, to: Place) -> Result<(Origin, Replayer), VmError> {
+        let beginning = || Ok((Origin::Beginning, self.replayer(0)?));
+        let list = along::list(&self.dir);
+        match from {
+            From::Beginning | From::Checkpoint(0) => beginning(),
+            From::Checkpoint(number) => {
+                let along = list.into_iter().find(|along| along.note.number == number);
+                let along = along.ok_or_else(|| RecordingError::NoCheckpoint(number))?;
+                self.origin_at(along)
+            }
+            From::Nearest => {
+                for along in list.into_iter().rev().filter(|along| along.is_before(to)) {
+                    let number = along.note.number;
+                    match self.origin_at(along) {
+                        Ok(origin) => return Ok(origin),
+                        Err(error) => {
+                            tracing::warn!("checkpoint {number} is passed over: {error}");
+                        }
+                    }
+                }
+                beginning()
+            }
+        }
+    }
+
+    fn origin_at(&self, along: Along) -> Result<(Origin, Replayer), VmError> {
+        let checkpoint = Checkpoint::open(&along.folder)?;
+        let replayer = self.replayer(along.note.entry)?;
+        Ok((Origin::Along(along, Box::new(checkpoint)), replayer))
+    }
+
+    /// The checkpoints along the recording, for a traveller.
+    pub fn far(dir: &Path) -> Vec<Far> {
+        let far = |along: Along| {
+            let (at, time, entry) = (along.position(), along.time, along.note.entry);
+            let dir = dir.to_owned();
+            let open = move || {
+                let arrive = || Opened::open_any(&dir)?.arrive(along.clone());
+                arrive().map_err(|error: VmError| {
+                    format!("checkpoint {} is passed over: {error}", along.note.number)
+                })
+            };
+            Far { at, time, entry, open: Box::new(open) }
+        };
+        along::list(dir).into_iter().map(far).collect()
+    }
+
+    fn arrive(&self, along: Along) -> Result<Arrival, VmError> {
+        let checkpoint = Box::new(Checkpoint::open(&along.folder)?);
+        let RestoredMachine { machine, requests, reads } = checkpoint.restore()?;
+        let (digest, origin) = (along.digest(), Origin::Along(along, checkpoint));
+        let disks = (0..).zip(&self.manifest.disks);
+        let disks = disks.map(|(index, desc)| self.open_base(index, desc, &origin));
+        let disks = disks.collect::<Result<_, _>>()?;
+        Ok(Arrival { machine, requests, reads, digest, disks })
+    }
+
+    /// The machine as it was where the replay begins.
+    pub fn begin(&self, origin: &Origin, boot: &mut BootFiles) -> Result<Beginning, VmError> {
+        if let Origin::Along(_, checkpoint) = origin {
+            let RestoredMachine { machine, requests, reads } = checkpoint.restore()?;
+            return Ok(Beginning { machine, requests, reads });
+        }
         let Some(start) = &self.manifest.start else {
             let mut machine = Machine::new(self.spec.clone())?;
             boot.boot(&mut machine)?;
@@ -67,13 +157,18 @@ impl Opened {
         }
     }
 
-    /// A replayer at the log's beginning.
-    pub fn replayer(&self) -> Result<Replayer, RecordingError> {
+    /// A replayer at entry `number` of the log.
+    pub fn replayer(&self, number: u64) -> Result<Replayer, RecordingError> {
         let path = self.dir.join(LOG);
         let file = File::open(&path).map_err(RecordingError::file("read", &path))?;
         let log = LogReader::new(BufReader::new(file));
-        let log = log.map_err(|source| RecordingError::Log { path: path.clone(), source })?;
-        Ok(Replayer::new(log)?)
+        let failed = |source| RecordingError::Log { path: path.clone(), source };
+        let mut log = log.map_err(failed)?;
+        for _ in 0..number {
+            let entry = log.next_entry().map_err(failed)?;
+            entry.ok_or_else(|| RecordingError::Beyond(format!("event {number}")))?;
+        }
+        Ok(Replayer::from_entry(log, number)?)
     }
 
     /// What it booted from.
@@ -110,13 +205,14 @@ impl Opened {
 
     pub fn prepare(
         &self,
+        origin: &Origin,
         kind: EngineKind,
         vm: &VmSpec,
         disks: Vec<OpenDisk>,
     ) -> Result<Prepared, VmError> {
         let mut boot = self.boot_files(vm)?;
         let engine = engine(kind, None)?;
-        let Beginning { machine, requests, reads } = self.begin(&mut boot)?;
+        let Beginning { machine, requests, reads } = self.begin(origin, &mut boot)?;
         let disks = (0..).zip(disks).map(|(index, (disk, info))| {
             let mut port = DiskPort::new(DiskIo::spawn(disk));
             let mine = reads.iter().filter(|(disk, _)| *disk == index);
@@ -138,8 +234,21 @@ impl Opened {
         })
     }
 
-    /// The image a disk was recorded over, found to be what it was.
-    fn base(&self, index: usize, desc: &DiskDesc) -> Result<DiskSpec, RecordingError> {
+    /// The image a disk was where the replay begins, found to be what it was.
+    fn base(
+        &self,
+        index: usize,
+        desc: &DiskDesc,
+        origin: &Origin,
+    ) -> Result<DiskSpec, RecordingError> {
+        if let Origin::Along(along, checkpoint) = origin
+            && let Some(kept) = checkpoint.manifest().disks.get(index)
+        {
+            let path = along.folder.join(&kept.path);
+            let asked = |error: VmError| RecordingError::Asked(error.to_string());
+            crate::keeping::check_unchanged(&path, kept).map_err(asked)?;
+            return Ok(DiskSpec { path, format: Format::named(&kept.format), read_only: true });
+        }
         let problem = || RecordingError::Manifest {
             path: self.dir.clone(),
             problem: format!("disk {index} has no image, or one of a format that is none"),
@@ -155,8 +264,8 @@ impl Opened {
     }
 
     /// Disks whose changes are forgotten.
-    pub fn scratch_disks(&self) -> Result<Vec<OpenDisk>, RecordingError> {
-        let disks = self.scratch()?.into_iter().zip(&self.manifest.disks);
+    pub fn scratch_disks(&self, origin: &Origin) -> Result<Vec<OpenDisk>, RecordingError> {
+        let disks = self.scratch(origin)?.into_iter().zip(&self.manifest.disks);
         let with_info = disks.map(|(disk, desc)| {
             let path = desc.files.first().map(|file| file.path.clone()).unwrap_or_default();
             (Box::new(disk) as Box<dyn BlockBackend>, info(path, "scratch", desc))
@@ -165,19 +274,30 @@ impl Opened {
     }
 
     /// The same, to go back in.
-    pub fn scratch(&self) -> Result<Vec<ScratchDisk>, RecordingError> {
+    pub fn scratch(&self, origin: &Origin) -> Result<Vec<ScratchDisk>, RecordingError> {
         let folder = std::env::temp_dir();
         let open = |(index, desc): (usize, &DiskDesc)| {
             let failed = |source| RecordingError::Disk { index, source };
-            let base = disk::open(self.base(index, desc)?).map_err(failed)?;
-            self.check_size(index, base.size(), desc)?;
+            let base = self.open_base(index, desc, origin)?;
             ScratchDisk::new(base, &folder, desc.read_only).map_err(failed)
         };
         self.manifest.disks.iter().enumerate().map(open).collect()
     }
 
+    fn open_base(
+        &self,
+        index: usize,
+        desc: &DiskDesc,
+        origin: &Origin,
+    ) -> Result<Box<dyn BlockBackend>, RecordingError> {
+        let base = disk::open(self.base(index, desc, origin)?);
+        let base = base.map_err(|source| RecordingError::Disk { index, source })?;
+        self.check_size(index, base.size(), desc)?;
+        Ok(base)
+    }
+
     /// Disks that stay: overlays in a new folder of the recording.
-    pub fn live_disks(&self) -> Result<Vec<OpenDisk>, RecordingError> {
+    pub fn live_disks(&self, origin: &Origin) -> Result<Vec<OpenDisk>, RecordingError> {
         if self.manifest.disks.is_empty() {
             return Ok(Vec::new());
         }
@@ -186,7 +306,7 @@ impl Opened {
         std::fs::create_dir(&dir).map_err(RecordingError::file("make", &dir))?;
         let open = |(index, desc): (usize, &DiskDesc)| {
             let failed = |source| RecordingError::Disk { index, source };
-            let base = self.base(index, desc)?;
+            let base = self.base(index, desc, origin)?;
             let (spec, format) = if desc.read_only {
                 (base, desc.format.as_str())
             } else {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use devices::PowerEvent;
 use host::console::ConsoleSpec;
 use machine::{Machine, Stop};
-use replay::{Progress, ReplayError, Replayer, Target};
+use replay::{OutputDigest, Progress, ReplayError, Replayer, Target};
 use types::{ExecutionPoint, VirtualTime};
 
 use super::RecordingError;
@@ -34,15 +34,31 @@ pub enum Place {
     Event(u64),
 }
 
+/// Where a replay begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum From {
+    /// At the recording's beginning.
+    #[default]
+    Beginning,
+    /// At the checkpoint of this number along it; 0 is the beginning.
+    Checkpoint(u32),
+    /// At the last checkpoint before the place that it goes to.
+    Nearest,
+}
+
 /// What is to be replayed, and how.
 #[derive(Clone, Debug)]
 pub struct ReplaySpec {
     /// The recording's folder.
     pub dir: PathBuf,
+    /// Where to begin.
+    pub from: From,
     /// Where to stop, or to go live.
     pub to: Place,
     /// What executes the guest's instructions.
     pub engine: EngineKind,
+    /// Replay even what a release with other semantics recorded.
+    pub other_semantics: bool,
     /// Whether to go on as a running VM from there.
     pub go_live: bool,
     /// Network cards' cables once it is live.
@@ -71,6 +87,8 @@ pub struct ReplayReport {
 /// The source of a machine's inputs in a replay.
 pub(crate) struct LogFeed {
     replayer: Replayer,
+    /// Of what left the machine before.
+    digest: OutputDigest,
     target: Target,
     place: Place,
     live: bool,
@@ -153,13 +171,19 @@ pub fn replay(
     spec: &ReplaySpec,
     on_ready: impl FnOnce(&VmInfo),
 ) -> Result<(End, ReplayReport), VmError> {
-    let recording = Opened::open(&spec.dir)?;
+    let recording =
+        if spec.other_semantics { Opened::open_any(&spec.dir)? } else { Opened::open(&spec.dir)? };
     let vm = recording.vm_spec(spec)?;
-    let disks = if spec.go_live { recording.live_disks()? } else { recording.scratch_disks()? };
-    let prepared = recording.prepare(spec.engine, &vm, disks)?;
+    let (origin, replayer) = recording.origin(spec.from, spec.to)?;
+    let disks = match spec.go_live {
+        true => recording.live_disks(&origin)?,
+        false => recording.scratch_disks(&origin)?,
+    };
+    let prepared = recording.prepare(&origin, spec.engine, &vm, disks)?;
     let report = Arc::new(Mutex::new(ReplayReport::default()));
     let feed = LogFeed {
-        replayer: recording.replayer()?,
+        replayer,
+        digest: origin.digest(),
         target: spec.to.target(),
         place: spec.to,
         live: spec.go_live,
@@ -172,6 +196,11 @@ pub fn replay(
 }
 
 impl LogFeed {
+    /// The digest of what left the machine before the replay's beginning.
+    pub fn digest(&self) -> OutputDigest {
+        self.digest.clone()
+    }
+
     /// Whether the machine is to run on when it is there.
     pub fn goes_live(&self) -> bool {
         self.live

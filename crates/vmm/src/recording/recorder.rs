@@ -52,6 +52,9 @@ pub(crate) struct Recording {
 pub(crate) struct Recorded {
     /// Its folder.
     pub dir: PathBuf,
+    /// The last checkpoint in it, and how many there are along the way.
+    pub last: Option<PathBuf>,
+    pub count: u32,
     _hashes: Option<HashThread>,
 }
 
@@ -154,7 +157,9 @@ impl Drop for NewRecording {
 impl Recorded {
     /// The recording in `dir`, whose `manifest` was written and is to be completed.
     pub fn new(manifest: Manifest, dir: PathBuf) -> Recorded {
-        Recorded { _hashes: HashThread::start(manifest, dir.clone()), dir }
+        let last = manifest.start.as_ref().map(|start| dir.join(start));
+        let _hashes = HashThread::start(manifest, dir.clone());
+        Recorded { dir, last, count: 0, _hashes }
     }
 }
 
@@ -189,6 +194,16 @@ impl Recording {
             self.flush(machine);
             self.flush_at_ns = now + FLUSH_NS;
         }
+    }
+
+    /// Notes that the checkpoint of this number is taken here; the number of the entry after that.
+    pub fn note(&mut self, machine: &mut Machine, number: u32) -> Result<u64, RecordingError> {
+        let ended = || RecordingError::Asked("the recording could not be written any more".into());
+        let recorder = self.recorder.as_ref().ok_or_else(ended)?;
+        recorder.note_checkpoint(machine, number);
+        let entry = recorder.entries();
+        self.flush(machine);
+        Ok(entry)
     }
 
     /// Hands over what is waiting in memory, because the guest will be idle.

@@ -39,6 +39,8 @@ pub enum TraceWhat {
     Disk,
     /// Every frame that came or left.
     Net,
+    /// Everything typed and printed at the consoles.
+    Console,
 }
 
 /// A trace to be made.
@@ -65,6 +67,27 @@ pub struct TraceLine {
     pub time: VirtualTime,
     /// What.
     pub text: String,
+    /// The bytes, if they went through a console.
+    pub console: Option<ConsoleBytes>,
+}
+
+/// Bytes that went through a console.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsoleBytes {
+    /// 0 and 1 are the serial ports, 2 is the virtio console.
+    pub port: u32,
+    /// Typed, or else printed.
+    pub typed: bool,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+impl ConsoleBytes {
+    /// As a line of a trace.
+    fn text(&self) -> String {
+        let (port, done) = (self.port, if self.typed { "typed" } else { "printed" });
+        format!("port {port} {done} {:?}", String::from_utf8_lossy(&self.bytes))
+    }
 }
 
 impl FromStr for TraceWhat {
@@ -78,8 +101,9 @@ impl FromStr for TraceWhat {
             "exceptions" => TraceWhat::Exceptions,
             "disk" => TraceWhat::Disk,
             "net" => TraceWhat::Net,
+            "console" => TraceWhat::Console,
             _ => {
-                let kinds = "branches, syscalls, interrupts, exceptions, disk or net";
+                let kinds = "branches, syscalls, interrupts, exceptions, disk, net or console";
                 return Err(format!("write {kinds}"));
             }
         })
@@ -117,7 +141,7 @@ impl Tracer<'_> {
     fn run(&mut self, what: TraceWhat) -> Traced {
         match what {
             TraceWhat::Branches => self.branches(),
-            TraceWhat::Disk | TraceWhat::Net => self.outputs(what),
+            TraceWhat::Disk | TraceWhat::Net | TraceWhat::Console => self.outputs(what),
             TraceWhat::Syscalls | TraceWhat::Interrupts | TraceWhat::Exceptions => {
                 self.entries(what)
             }
@@ -130,8 +154,12 @@ impl Tracer<'_> {
 
     /// Tells a line; false if that was the last one wanted.
     fn tell(&mut self, text: String) -> bool {
+        self.tell_console(text, None)
+    }
+
+    fn tell_console(&mut self, text: String, console: Option<ConsoleBytes>) -> bool {
         let machine = self.travel.machine();
-        let line = TraceLine { branches: machine.branches(), time: machine.now(), text };
+        let line = TraceLine { branches: machine.branches(), time: machine.now(), text, console };
         (self.each)(&line)
     }
 
@@ -188,17 +216,26 @@ impl Tracer<'_> {
         while !self.is_over() {
             let branches = self.travel.position().branches + OUTPUT_STRETCH;
             let halt = self.travel.go_to_branch(branches.min(self.end.branches))?;
-            let mut lines = Vec::new();
-            if what == TraceWhat::Net {
-                let next = self.travel.entry_number();
-                let came = &self.travel.entries()[number as usize..next as usize];
-                lines.extend(came.iter().filter_map(|entry| received(&entry.what)));
-                number = next;
+            let next = self.travel.entry_number();
+            let came = &self.travel.entries()[number as usize..next as usize];
+            number = next;
+            let mut lines: Vec<String> = Vec::new();
+            let mut bytes: Vec<ConsoleBytes> = Vec::new();
+            match what {
+                TraceWhat::Console => bytes.extend(came.iter().filter_map(|it| typed(&it.what))),
+                TraceWhat::Net => lines.extend(came.iter().filter_map(|it| received(&it.what))),
+                _ => {}
             }
-            let left = self.travel.take_outputs();
-            lines.extend(left.iter().filter_map(|output| sent(output, what)));
-            for line in lines {
-                if !self.tell(line) {
+            for output in self.travel.take_outputs() {
+                lines.extend(sent(&output, what));
+                if let (Output::Console { port, bytes: new }, TraceWhat::Console) = (output, what) {
+                    add_printed(&mut bytes, port, new);
+                }
+            }
+            let texts = lines.into_iter().map(|text| (text, None));
+            let consoles = bytes.into_iter().map(|bytes| (bytes.text(), Some(bytes)));
+            for (text, console) in texts.chain(consoles) {
+                if !self.tell_console(text, console) {
                     return Ok(());
                 }
             }
@@ -261,6 +298,23 @@ fn describe(travel: &Travel, what: TraceWhat, vector: u8) -> String {
         word(0).filter(|_| has_code).map_or(String::new(), |code| format!(" code {code:#x}"));
     let address = if vector == 14 { format!(" address {:#x}", vcpu.cr2) } else { String::new() };
     format!("vector {vector} at {from}{code}{address}")
+}
+
+fn typed(what: &What) -> Option<ConsoleBytes> {
+    match what {
+        What::Input(Input::Console { port, bytes }) => {
+            Some(ConsoleBytes { port: *port, typed: true, bytes: bytes.clone() })
+        }
+        _ => None,
+    }
+}
+
+/// Serial ports print byte by byte.
+fn add_printed(to: &mut Vec<ConsoleBytes>, port: u32, bytes: Vec<u8>) {
+    match to.last_mut() {
+        Some(last) if !last.typed && last.port == port => last.bytes.extend(bytes),
+        _ => to.push(ConsoleBytes { port, typed: false, bytes }),
+    }
 }
 
 fn received(what: &What) -> Option<String> {

@@ -1,0 +1,96 @@
+//! Who takes checkpoints along a recording, again and again, ever more rarely.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::KeepError;
+use super::keeper::{Job, Keeper};
+use super::status::Phase;
+use crate::VmError;
+
+/// After so many checkpoints each interval is twice as long...
+const FIRST: u32 = 64;
+/// ...and again after so many more.
+const MORE: u32 = 32;
+/// Most checkpoints of a recording: each is a layer of its disks.
+const COUNT_MAX: u32 = 200;
+/// How often a checkpoint in the making is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Takes checkpoints until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Cadence {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Cadence {
+    /// Takes one `every` so often, from the first interval's end on.
+    pub fn start(keeper: &Arc<Keeper>, every: Duration) -> Result<Cadence, VmError> {
+        let (stop, stopped) = channel();
+        let keeper = Arc::downgrade(keeper);
+        let thread = std::thread::Builder::new()
+            .name("cadence".into())
+            .spawn(move || run(&keeper, every, &stopped))
+            .map_err(|source| VmError::Thread { what: "cadence", source })?;
+        Ok(Cadence { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Cadence {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of it was printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How many times `every` there is from checkpoint number `count` to the next.
+fn stretch(count: u32) -> u32 {
+    if count < FIRST { 1 } else { 2 << ((count - FIRST) / MORE) }
+}
+
+fn run(keeper: &Weak<Keeper>, every: Duration, stopped: &Receiver<()>) {
+    let wait = |time| stopped.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+    let mut interval = every;
+    while wait(interval) {
+        let Some(keeper) = keeper.upgrade() else { return };
+        // Before a recording has begun, and after, there is nothing to do.
+        let Some(count) = keeper.along_count().filter(|count| *count < COUNT_MAX) else { continue };
+        interval = every * stretch(count + 1);
+        match keeper.checkpoint_along() {
+            Ok(job) => {
+                while !job.told().phase.is_over() && wait(LOOK) {}
+                tell(&job);
+            }
+            Err(KeepError::Busy) => interval = every.min(Duration::from_secs(1)),
+            Err(KeepError::Ended | KeepError::NotRecorded) => {}
+            Err(error) => tracing::warn!("no checkpoint along the recording: {error}"),
+        }
+    }
+}
+
+/// Of the recording's end, and the VM's, others tell.
+fn tell(job: &Job) {
+    let told = job.told();
+    if let (Phase::Failed, Some(error)) = (told.phase, &told.error) {
+        tracing::warn!("no checkpoint along the recording: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_become_rarer_and_their_number_is_bounded() {
+        assert_eq!([1, 63, 64, 95, 96, 128].map(stretch), [1, 1, 2, 2, 4, 8]);
+        let intervals: u64 = (0..COUNT_MAX).map(|count| u64::from(stretch(count))).sum();
+        // Every ten seconds at first, they last for more than two and a half hours.
+        assert!(intervals * 10 > 9000, "{intervals}");
+    }
+}
