@@ -15,9 +15,11 @@ pub mod doppel;
 mod harness;
 pub mod images;
 pub mod net;
+pub mod random;
 pub mod scratch;
 pub mod soak;
 pub mod terminal;
+pub mod writer;
 
 pub use bare::{Bits, build_kernel};
 pub use harness::{Captured, Ended, Guest, guest_cache};

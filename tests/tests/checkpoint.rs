@@ -11,23 +11,13 @@ use checkpoint::{
     Summary, capture, save_now,
 };
 use disk::{DiskIo, DiskSpec, Format, Overlay, empty_overlay};
+use whole::random::Random;
 use whole::scratch::Scratch;
 use whole::{Ended, Guest, images};
 
 const MEMORY: u64 = 128 << 20;
 /// Branches that original and restored machine run on before they are compared.
 const ON: u64 = 400_000;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 /// A machine whose one disk gets an overlay at every checkpoint.
 struct Original {

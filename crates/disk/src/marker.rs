@@ -14,6 +14,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::commit::commit_now;
+use crate::overlay::draft_name;
 use crate::{DiskError, DiskSpec, Format};
 
 const FIRST_LINE: &str = "doppel-parent 1";
@@ -130,6 +131,8 @@ pub(crate) fn settle(spec: DiskSpec) -> Result<DiskSpec, DiskError> {
             if overlay.exists() {
                 commit_now(&overlay, &spec)?;
             }
+            // What was begun to be one has nothing in it.
+            let _ = fs::remove_file(draft_name(&overlay));
             Marker::remove(&spec.path)?;
             Ok(spec)
         }

@@ -20,6 +20,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, StorageOpenOptions};
 
 use crate::chain::open_beneath;
 use crate::lock::{self, lock};
+use crate::marker::sync_folder;
 use crate::qcow2::{guarded, open_layer};
 use crate::{BlockBackend, DiskError, DiskSpec, Format, Qcow2Disk, RawDisk};
 
@@ -116,6 +117,19 @@ pub(crate) fn create(
     }
 }
 
+/// Where an overlay is while it is made.
+pub(crate) fn draft_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Renames a file to a name that nothing has.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (here, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::NOREPLACE);
+    Ok(rustix::fs::renameat_with(here, from, here, to, flags)?)
+}
+
 impl Overlay {
     /// Makes an overlay at `path`, which must not exist, and opens and locks it. It is made
     /// durable, so that the disk survives whatever happens after the switch.
@@ -124,10 +138,17 @@ impl Overlay {
     pub fn create(path: &Path, parent: &Parent) -> Result<Overlay, DiskError> {
         let name = std::path::absolute(&parent.path);
         let name = name.map_err(|source| DiskError::Create { path: path.into(), source })?;
-        let file = create(path, parent.size, Some((&name, parent.format)))?;
-        let opened = Overlay::open(path, &file, parent.size);
+        // Under its name it is whole from the beginning: whoever finds it after a crash commits it.
+        let draft = draft_name(path);
+        let _ = fs::remove_file(&draft);
+        let file = create(&draft, parent.size, Some((&name, parent.format)))?;
+        let opened = Overlay::open(path, &file, parent.size).and_then(|overlay| {
+            let named = rename_new(&draft, path).and_then(|()| sync_folder(path));
+            named.map_err(|source| DiskError::Create { path: path.into(), source })?;
+            Ok(overlay)
+        });
         if opened.is_err() {
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&draft);
         }
         opened
     }

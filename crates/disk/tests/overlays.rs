@@ -201,6 +201,24 @@ fn commit_cut_short_is_finished_by_whoever_opens_the_image_next() {
 }
 
 #[test]
+fn overlay_that_was_never_whole_is_forgotten() {
+    let lab = Lab::new(31, Format::Qcow2, "");
+    let (overlay, draft) = (lab.overlay("o.qcow2"), lab.overlay("o.qcow2.new"));
+    // As a crash leaves it while the overlay is made: its own name is not there yet.
+    Marker { overlay: overlay.clone(), keep: false }.write(&lab.parent.path).unwrap();
+    std::fs::write(&draft, b"QFI\xfb").unwrap();
+    drop(open_as(&lab.parent.path, Some(Format::Qcow2), false).unwrap());
+    assert!(!draft.exists() && Marker::read(&lab.parent.path).unwrap().is_none());
+    // One that is in the way is replaced; a whole one is not.
+    std::fs::write(&draft, b"QFI\xfb").unwrap();
+    let made = Overlay::create(&overlay, &lab.parent).unwrap();
+    assert!(!draft.exists() && overlay.exists());
+    assert!(Overlay::create(&overlay, &lab.parent).is_err());
+    assert!(!draft.exists() && overlay.exists());
+    drop(made);
+}
+
+#[test]
 fn kept_parent_is_not_written_without_being_told() {
     let lab = Lab::new(30, Format::Qcow2, "");
     let overlay = lab.overlay("o.qcow2");

@@ -257,10 +257,11 @@ fn commit_all(
     for covered in covered {
         let index = covered.waiting.index;
         let committed = commit(keeper, job, &disks[index], &covered);
-        if committed.is_err() {
-            keeper.set_disk(index, &covered.waiting.path, Format::Qcow2);
-        }
-        result = result.and(committed);
+        result = result.and(committed.map_err(|error| {
+            let overlay = covered.waiting.path.clone();
+            keeper.set_disk(index, &overlay, Format::Qcow2);
+            KeepError::NotCommitted { overlay, source: Box::new(error) }
+        }));
     }
     result
 }

@@ -95,6 +95,11 @@ pub(crate) enum KeepError {
     /// What a recording needs of the VM.
     #[error("{0}")]
     Vm(String),
+    #[error(
+        "the checkpoint is there, but {overlay:?} could not be committed back into its image: \
+         {source}; the VM goes on with it, and whoever opens the image next commits it"
+    )]
+    NotCommitted { overlay: std::path::PathBuf, source: Box<KeepError> },
     #[error("the VM has ended")]
     Ended,
     #[error("cannot start a thread: {0}; the host may be out of processes")]

@@ -49,7 +49,7 @@ pub enum Phase {
     Committing,
     /// All is done.
     Done,
-    /// It failed; nothing of it is left.
+    /// It failed; nothing of it is left, unless the error says that it is there.
     Failed,
     /// It was cancelled; nothing of it is left.
     Cancelled,
