@@ -34,9 +34,12 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         for repairs in [0, 1] {
             let name = format!("file-{file}-{repairs}");
             add("checkpoint", &name, vec![file, repairs, 2, 60, 0, 1, 7, 90, 0, 0x82, 3]);
+            let name = format!("packed-{file}-{repairs}");
+            add("checkpoint", &name, vec![file, repairs | 2, 2, 60, 0, 1, 7, 84, 0, 2, 3]);
         }
     }
     add("checkpoint", "unchanged", vec![0, 1, 0]);
+    add("checkpoint", "packed-unchanged", vec![0, 3, 0]);
     for (name, bytes) in CHIPSET {
         add("chipset", name, bytes.to_vec());
     }

@@ -1,14 +1,15 @@
 //! Checkpoint folders changed by somebody else: `Checkpoint::open`, lazy and eager restores,
 //! verification, and the machine that comes of it.
 //!
-//! Input: which file, whether checksums are made right again, the number of changes, the changes,
-//! and bytes that take the file's place if there are any. Whatever happens, there is no panic; what
+//! Input: which file, whether checksums are made right again (bit 0) and memory is packed (bit 1),
+//! the number of changes, the changes, and bytes that take the file's place if there are any. Whatever happens, there is no panic; what
 //! is refused is refused with words, and the folder is as it was.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use checkpoint::{Checkpoint, DiskKept, DiskPolicy, RestoredMachine, save_now};
+use checkpoint::{Checkpoint, DiskKept, DiskPolicy, RestoredMachine, SaveOptions, Saver, capture};
 use interp::Interp;
 use journal::{DiskCompletion, DiskFailed, Output};
 use machine::{Machine, Outside};
@@ -18,7 +19,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::input::Input;
 use crate::rig;
 
-const FILES: [&str; 4] = ["manifest.json", "pages.idx", "sections.bin", "memory.img"];
+/// Names of files, where memory is plain and where it is packed.
+const FILES: [[&str; 4]; 2] = [
+    ["manifest.json", "pages.idx", "sections.bin", "memory.img"],
+    ["manifest.json", "pages.idx", "sections.bin", "memory.pack"],
+];
 const CHANGES_MAX: u8 = 24;
 /// Branches that a restored machine runs.
 const BRANCHES: u64 = 1_000;
@@ -34,10 +39,10 @@ impl Outside for Nowhere {
     }
 }
 
-/// A whole checkpoint, and a folder for changed ones.
+/// Two whole checkpoints of a machine, plain and packed, and a folder for changed ones.
 struct Lab {
     root: PathBuf,
-    files: Vec<Vec<u8>>,
+    files: [Vec<Vec<u8>>; 2],
 }
 
 impl Lab {
@@ -46,19 +51,32 @@ impl Lab {
         let root = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&root);
         std::fs::create_dir_all(&root).expect("a folder for temporary files");
-        let whole = root.join("whole");
-        let disk = DiskKept {
-            policy: DiskPolicy::Kept,
-            path: "/nowhere".into(),
-            format: "raw".into(),
-            size_bytes: 1 << 20,
-            file_size: 1 << 20,
-            modified_ns: 0,
-        };
-        save_now(&mut machine(), &mut Nowhere, &whole, vec![disk]).expect("a checkpoint");
-        let read = |file: &&str| std::fs::read(whole.join(file)).expect("its file");
-        Lab { files: FILES.iter().map(read).collect(), root }
+        let files = [false, true].map(|packed| {
+            let whole = root.join(if packed { "packed" } else { "plain" });
+            save(&whole, packed);
+            let read = |file: &&str| std::fs::read(whole.join(file)).expect("its file");
+            FILES[usize::from(packed)].iter().map(read).collect()
+        });
+        Lab { files, root }
     }
+}
+
+fn save(folder: &Path, packed: bool) {
+    let disk = DiskKept {
+        policy: DiskPolicy::Kept,
+        path: "/nowhere".into(),
+        format: "raw".into(),
+        size_bytes: 1 << 20,
+        file_size: 1 << 20,
+        modified_ns: 0,
+    };
+    let (mut machine, progress) = (machine(), Arc::default());
+    let options = SaveOptions { packed, ..SaveOptions::default() };
+    let saver = Saver::prepare(folder, &machine.ram().pages(), options, progress);
+    let (saver, guest) = saver.expect("a folder");
+    let captured = capture(&mut machine, &mut Nowhere, guest);
+    let saved = saver.save_memory().expect("room for it");
+    saved.finish(&captured, &[], vec![disk], Value::Null).expect("a checkpoint");
 }
 
 impl Drop for Lab {
@@ -87,9 +105,10 @@ pub fn run(data: &[u8]) {
 
 fn run_in(lab: &Lab, data: &[u8]) {
     let mut input = Input(data);
-    let which = usize::from(input.u8()) % FILES.len();
-    let repairs = input.u8() & 1 != 0;
-    let mut files = lab.files.clone();
+    let which = usize::from(input.u8()) % FILES[0].len();
+    let flags = input.u8();
+    let (repairs, packed) = (flags & 1 != 0, usize::from(flags >> 1 & 1));
+    let mut files = lab.files[packed].clone();
     for _ in 0..input.u8() % (CHANGES_MAX + 1) {
         change(&mut files[which], &mut input);
     }
@@ -103,11 +122,11 @@ fn run_in(lab: &Lab, data: &[u8]) {
     let folder = lab.root.join("changed");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder");
-    for (name, bytes) in FILES.iter().zip(&files) {
+    for (name, bytes) in FILES[packed].iter().zip(&files) {
         std::fs::write(folder.join(name), bytes).expect("room for a temporary file");
     }
     use_it(&folder);
-    for (name, bytes) in FILES.iter().zip(&files) {
+    for (name, bytes) in FILES[packed].iter().zip(&files) {
         assert!(std::fs::read(folder.join(name)).is_ok_and(|now| now == *bytes), "{name} changed");
     }
 }

@@ -14,6 +14,7 @@ pub mod dmesg;
 pub mod doppel;
 mod harness;
 pub mod images;
+pub mod kept;
 pub mod net;
 pub mod random;
 pub mod scratch;

@@ -1,190 +1,25 @@
 //! Checkpoints of whole machines, in virtual time alone: what is restored is what was captured,
 //! byte for byte, and goes on as the original does, on either engine (mechanisms C3 to C8).
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use checkpoint::{
-    Checkpoint, CheckpointError, DiskKept, DiskPolicy, DiskReads, Parent, Progress, Saver, Since,
-    Summary, capture, save_now,
+    Checkpoint, CheckpointError, Parent, Progress, SaveOptions, Saver, Since, capture,
 };
-use disk::{DiskIo, DiskSpec, Format, Overlay, empty_overlay};
-use whole::random::Random;
-use whole::scratch::Scratch;
-use whole::{Ended, Guest, images};
+use whole::kept::{ON, Original, WORK, compare, random_points};
 
-const MEMORY: u64 = 128 << 20;
-/// Branches that original and restored machine run on before they are compared.
-const ON: u64 = 400_000;
+/// As many copies as are needed.
+const MANY: usize = 1 << 20;
 
-/// A machine whose one disk gets an overlay at every checkpoint.
-struct Original {
-    guest: Guest,
-    scratch: Scratch,
-    /// The image on top.
-    top: PathBuf,
-    format: Format,
-    serial: u32,
-}
-
-fn open(path: &Path, format: Format) -> DiskIo {
-    let spec = DiskSpec { path: path.into(), format: Some(format), read_only: false };
-    DiskIo::spawn(disk::open(spec).unwrap())
-}
-
-impl Original {
-    fn boot(engine: &str, cmdline: &str) -> Original {
-        let scratch = Scratch::new();
-        let top = images::create(&scratch, "base.raw", "raw", "16M");
-        let disks = vec![open(&top, Format::Raw)];
-        let mut guest = Guest::on(engine, MEMORY, disks).unwrap();
-        guest.boot_mini("6.1", cmdline).unwrap();
-        Original { guest, scratch, top, format: Format::Raw, serial: 0 }
-    }
-
-    /// Runs until the work begins.
-    fn begin(&mut self) {
-        while !self.guest.outside.console().contains("begins") {
-            let next = self.guest.machine.branches() + 500_000;
-            assert_eq!(self.guest.run(next), Ended::Reached, "{}", self.guest.outside.console());
-        }
-    }
-
-    /// Runs until a disk request is in flight, or for long enough.
-    fn seek_disk_request(&mut self) {
-        for _ in 0..1000 {
-            if !self.guest.machine.outstanding().is_empty() {
-                return;
-            }
-            let next = self.guest.machine.branches() + 1500;
-            self.guest.run(next);
-        }
-    }
-
-    /// Takes a checkpoint while the machine runs on for `ON` branches.
-    fn checkpoint(&mut self, name: &str, copies_max: usize, since: Option<Since>) -> Taken {
-        let guest = &mut self.guest;
-        let folder = self.scratch.path(name);
-        self.serial += 1;
-        let over = self.scratch.path(&format!("live{}.qcow2", self.serial));
-        let size = guest.machine.spec().disks[0].size;
-        let parent = disk::Parent { path: self.top.clone(), format: self.format, size };
-        let overlay = Overlay::create(&over, &parent).unwrap();
-        let (pages, progress) = (guest.machine.ram().pages(), Arc::new(Progress::default()));
-        let (saver, cow) =
-            Saver::prepare(&folder, &pages, copies_max, since, false, progress.clone()).unwrap();
-        let start = Instant::now();
-        let captured = capture(&mut guest.machine, &mut guest.outside, cow);
-        let reads = captured.reads.get(&0).cloned().unwrap_or_default();
-        let in_flight = guest.machine.outstanding().len();
-        let switched = guest.outside.disks[0].switch(overlay, reads);
-        let stop_us = start.elapsed().as_micros();
-        let epoch = captured.epoch;
-        let thread = std::thread::spawn(move || {
-            let saved = saver.save_memory().unwrap();
-            let (retained, completions) = switched.wait().unwrap();
-            retained.share().unwrap();
-            let reads = completions.into_iter();
-            let reads = reads.map(|read| (read.id, read.result.ok().map(Into::into))).collect();
-            let image = retained.parent();
-            let disk = DiskKept {
-                policy: DiskPolicy::Kept,
-                path: image.path,
-                format: image.format.name().into(),
-                size_bytes: image.size,
-                file_size: 0,
-                modified_ns: 0,
-            };
-            saved.finish(&captured, &[DiskReads { reads }], vec![disk], serde_json::Value::Null)
-        });
-        let until = guest.machine.branches() + ON;
-        let ended = guest.run(until);
-        let summary = thread.join().unwrap().unwrap();
-        (self.top, self.format) = (over, Format::Qcow2);
-        Taken { folder, summary, stop_us, in_flight, epoch, ended }
-    }
-}
-
-struct Taken {
-    folder: PathBuf,
-    summary: Summary,
-    stop_us: u128,
-    in_flight: usize,
-    epoch: memory::Epoch,
-    ended: Ended,
-}
-
-impl Taken {
-    /// The machine as it was, with a disk of its own.
-    fn restore(&self, scratch: &Scratch, engine: &str, eagerly: bool) -> Guest {
-        let checkpoint = Checkpoint::open(&self.folder).unwrap();
-        let kept = &checkpoint.manifest().disks[0];
-        let format = Format::named(&kept.format).unwrap();
-        let parent = disk::Parent { path: kept.path.clone(), format, size: kept.size_bytes };
-        let own = scratch.path("restored.qcow2");
-        let _ = std::fs::remove_file(&own);
-        empty_overlay(&own, &parent, &kept.path).unwrap();
-        let restored =
-            if eagerly { checkpoint.restore_eagerly() } else { checkpoint.restore() }.unwrap();
-        Guest::restored(restored, vec![open(&own, Format::Qcow2)], engine).unwrap()
-    }
-}
-
-const WORK: &str = "quiet doppel.run=echo%20begins;while%20:;do%20\
-    dd%20if=/dev/urandom%20of=/dev/vda%20bs=64k%20count=64%20oflag=direct%20conv=fsync;\
-    dd%20if=/dev/vda%20of=/dev/null%20bs=16k%20iflag=direct;ls%20-lR%20/sys%20|%20md5sum;done";
-
-/// Restores a checkpoint, saves it again, runs on, and compares with the original.
-fn compare(original: &mut Original, taken: &Taken, engine: &str, eagerly: bool) {
-    let mut guest = taken.restore(&original.scratch, engine, eagerly);
-    let point = guest.machine.point();
-    assert_eq!(point, taken.summary.manifest.point.into());
-    // Save, restore, save: the same bytes.
-    let again = original.scratch.path("again");
-    let _ = std::fs::remove_dir_all(&again);
-    let disks = taken.summary.manifest.disks.clone();
-    let summary = save_now(&mut guest.machine, &mut guest.outside, &again, disks).unwrap();
-    if guest.outside.reads.is_empty() && taken.summary.manifest.parent.is_none() {
-        assert_eq!(summary.manifest.content, taken.summary.manifest.content, "at {point}");
-    }
-    let until = taken.summary.manifest.point.branches + ON;
-    assert_eq!(guest.run(until), taken.ended, "at {point}");
-    let mine = guest.machine.section_hashes();
-    let theirs = original.guest.machine.section_hashes();
-    let differ: Vec<_> = mine.iter().zip(&theirs).filter(|(a, b)| a != b).collect();
-    assert!(mine == theirs, "{engine}, from {point}, on to {until}: {differ:?}");
-}
-
-/// Checkpoints at `count` random points of a run, each compared.
-fn random_points(engine: &str, other: &str, seed: u64, count: u32) {
-    let mut random = Random(seed);
-    let mut original = Original::boot(engine, WORK);
-    let (mut in_flight, mut worst_us) = (0, 0);
-    original.begin();
-    for number in 0..count {
-        let next = original.guest.machine.branches() + random.below(900_000);
-        original.guest.run(next);
-        if number % 2 == 0 {
-            original.seek_disk_request();
-        }
-        let copies_max = [0, 3, 1 << 20][random.below(3) as usize];
-        let taken = original.checkpoint(&format!("c{number}"), copies_max, None);
-        let on = if random.below(2) == 0 { engine } else { other };
-        compare(&mut original, &taken, on, random.below(4) == 0);
-        in_flight += taken.in_flight;
-        worst_us = worst_us.max(taken.stop_us);
-        std::fs::remove_dir_all(&taken.folder).unwrap();
-    }
-    eprintln!("{engine}, {other}: {in_flight} requests in flight, longest stop {worst_us} us");
-    assert!(in_flight > 0, "no checkpoint had a disk request in flight");
+fn plain() -> SaveOptions {
+    SaveOptions { copies_max: MANY, ..SaveOptions::default() }
 }
 
 #[test]
 #[ignore = "whole machine: cargo xtask test"]
 fn restored_machine_goes_on_as_the_original_from_the_translator() {
-    random_points("translate", "interp", 0x9e37_79b9, 40);
+    random_points("translate", "interp", 0x9e37_79b9, 30);
 }
 
 #[test]
@@ -198,7 +33,7 @@ fn restored_machine_goes_on_as_the_original_from_the_interpreter() {
 fn chain_of_changes_restores_as_each_of_its_checkpoints() {
     let mut original = Original::boot("translate", WORK);
     original.begin();
-    let mut taken = vec![original.checkpoint("c0", 1 << 20, None)];
+    let mut taken = vec![original.checkpoint("c0", plain())];
     compare(&mut original, &taken[0], "translate", false);
     for number in 1..5 {
         let next = original.guest.machine.branches() + 2_000_000;
@@ -209,7 +44,10 @@ fn chain_of_changes_restores_as_each_of_its_checkpoints() {
             path: below.folder.file_name().unwrap().into(),
         };
         let since = Since { epoch: below.epoch, parent };
-        let one = original.checkpoint(&format!("c{number}"), 16, Some(since));
+        // Plain and packed ones may stand on each other.
+        let packed = number % 2 == 1;
+        let options = SaveOptions { copies_max: 16, since: Some(since), packed, durable: false };
+        let one = original.checkpoint(&format!("c{number}"), options);
         assert!(one.summary.manifest.memory.pages < taken[0].summary.manifest.memory.pages);
         for eagerly in [false, true] {
             compare(&mut original, &one, "translate", eagerly);
@@ -229,8 +67,8 @@ fn chain_of_changes_restores_as_each_of_its_checkpoints() {
 fn damaged_and_swapped_checkpoints_are_refused_by_name() {
     let mut original = Original::boot("translate", "quiet doppel.end=shell");
     original.guest.run(8_000_000);
-    let one = original.checkpoint("one", 1 << 20, None);
-    let other = original.checkpoint("other", 1 << 20, None);
+    let one = original.checkpoint("one", plain());
+    let other = original.checkpoint("other", plain());
     let refusal = |what: &str| {
         let opened = Checkpoint::open(&one.folder).and_then(|c| c.restore().map(drop));
         match opened {
@@ -269,14 +107,46 @@ fn damaged_and_swapped_checkpoints_are_refused_by_name() {
 
 #[test]
 #[ignore = "whole machine: cargo xtask test"]
+fn packed_checkpoint_is_smaller_and_the_same_and_damage_is_found() {
+    let mut original = Original::boot("translate", "quiet doppel.end=shell");
+    original.guest.run(8_000_000);
+    let one = original.checkpoint("plain", plain());
+    compare(&mut original, &one, "translate", false);
+    let packed = original.checkpoint("packed", SaveOptions { packed: true, ..plain() });
+    compare(&mut original, &packed, "translate", false);
+    assert_eq!(one.summary.manifest.version, 1, "releases before packing read plain ones");
+    let manifest = &packed.summary.manifest;
+    assert_eq!(manifest.version, 2);
+    let size = manifest.memory.packed.as_ref().unwrap().size;
+    assert!(size * 3 < manifest.memory.pages * 4096 * 2, "{size} bytes");
+    let path = packed.folder.join("memory.pack");
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.len() as u64, size + 4096);
+    for at in [0, 5, bytes.len() / 2, size as usize - 1] {
+        let mut changed = bytes.clone();
+        changed[at] ^= 0x11;
+        std::fs::write(&path, &changed).unwrap();
+        let checkpoint = Checkpoint::open(&packed.folder).unwrap();
+        let refused = checkpoint.restore().map(drop).unwrap_err();
+        assert!(matches!(refused, CheckpointError::Damaged { .. }), "{at}: {refused}");
+        assert!(checkpoint.verify(&mut || ()).is_err());
+    }
+    for wrong in [&bytes[..bytes.len() - 1], &bytes[1..]] {
+        std::fs::write(&path, wrong).unwrap();
+        let refused = Checkpoint::open(&packed.folder).map(drop).unwrap_err();
+        assert!(matches!(refused, CheckpointError::Damaged { .. }), "{refused}");
+    }
+}
+
+#[test]
+#[ignore = "whole machine: cargo xtask test"]
 fn cancelled_checkpoint_leaves_nothing_and_costs_no_copies() {
     let mut original = Original::boot("translate", "quiet doppel.end=shell");
     original.guest.run(8_000_000);
     let guest = &mut original.guest;
     let folder = original.scratch.path("c");
     let (pages, progress) = (guest.machine.ram().pages(), Arc::new(Progress::default()));
-    let (saver, cow) =
-        Saver::prepare(&folder, &pages, 1 << 20, None, false, progress.clone()).unwrap();
+    let (saver, cow) = Saver::prepare(&folder, &pages, plain(), progress.clone()).unwrap();
     capture(&mut guest.machine, &mut guest.outside, cow);
     progress.cancelled.store(true, Ordering::Relaxed);
     assert!(matches!(saver.save_memory().err(), Some(CheckpointError::Cancelled)));

@@ -1,4 +1,5 @@
-//! The index of a checkpoint's memory: which pages it has, in runs, each with a checksum.
+//! The index of a checkpoint's memory: which pages it has, in runs, each with a checksum, and where
+//! they are if memory is packed.
 //!
 //! A run's checksum is that of the checksums of its pages, so that pages may be saved in any
 //! order and a run be checked on its own.
@@ -9,18 +10,63 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::manifest::Id;
 
 const MAGIC: &[u8; 8] = b"DOPPLIDX";
-const VERSION: u32 = 1;
+/// Version where each page is at its RAM offset.
+const VERSION_PLAIN: u32 = 1;
+/// Version where runs say where they are.
+const VERSION_PACKED: u32 = 2;
 const HEADER_SIZE: usize = 48;
 const RUN_SIZE: usize = 24;
+const PACKED_RUN_SIZE: usize = 40;
 /// Most pages of a run.
 pub(crate) const RUN_PAGES_MAX: usize = 256;
 const FLAG_ZERO: u32 = 1;
 
-/// A run and its checksum, 0 for zeroes.
+/// A run, its checksum, 0 for zeroes, and where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IndexedRun {
     pub run: PageRun,
     pub checksum: u64,
+    pub place: Place,
+}
+
+/// Where the bytes of a run are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At their RAM offset, or nowhere if they are zeroes.
+    Own,
+    /// In a packed file as they are.
+    Raw { offset: u64 },
+    /// In a packed file, a zstd frame.
+    Zstd { offset: u64, size: u32 },
+}
+
+impl Place {
+    /// Offset, size, and number of the encoding in the file.
+    fn fields(self, pages: usize) -> (u64, u32, u32) {
+        match self {
+            Place::Own => (0, 0, 0),
+            Place::Raw { offset } => (offset, pages as u32 * 4096, 1),
+            Place::Zstd { offset, size } => (offset, size, 2),
+        }
+    }
+
+    /// Of such fields, if they make sense for a run.
+    fn of(run: PageRun, offset: u64, size: u32, encoding: u32) -> Option<Place> {
+        let whole = run.count as u32 * 4096;
+        offset.checked_add(size.into())?;
+        match (run.zero, encoding) {
+            (true, 0) if (offset, size) == (0, 0) => Some(Place::Own),
+            (false, 1) if size == whole => Some(Place::Raw { offset }),
+            (false, 2) if (1..whole).contains(&size) => Some(Place::Zstd { offset, size }),
+            _ => None,
+        }
+    }
+
+    /// Where it ends in a packed file.
+    pub fn end(self, pages: usize) -> u64 {
+        let (offset, size, _) = self.fields(pages);
+        offset + u64::from(size)
+    }
 }
 
 /// The pages that a checkpoint has.
@@ -28,6 +74,8 @@ pub(crate) struct IndexedRun {
 pub(crate) struct Index {
     pub id: Id,
     pub memory_size: u64,
+    /// Whether runs say where they are.
+    pub packed: bool,
     /// In order, apart from each other or of different kinds where they touch, or full.
     pub runs: Vec<IndexedRun>,
 }
@@ -82,13 +130,25 @@ impl PageSums {
             .map_or(first, |last| last + 1);
             if let Some(zero) = kind.filter(|zero| zeroes || !zero) {
                 let checksum = if zero { 0 } else { run_sum(&self.0[first..end]) };
-                runs.push(IndexedRun {
-                    run: PageRun { first, count: end - first, zero },
-                    checksum,
-                });
+                let run = PageRun { first, count: end - first, zero };
+                runs.push(IndexedRun { run, checksum, place: Place::Own });
             }
             first = end;
         }
+        runs
+    }
+
+    /// The runs of a packed file that has `places`: first page, number of pages, and where. Runs
+    /// of zeroes only if `zeroes`.
+    pub fn packed_runs(&self, places: &[(usize, usize, Place)], zeroes: bool) -> Vec<IndexedRun> {
+        let mut runs = if zeroes { self.runs(true) } else { Vec::new() };
+        runs.retain(|run| run.run.zero);
+        runs.extend(places.iter().map(|&(first, count, place)| IndexedRun {
+            run: PageRun { first, count, zero: false },
+            checksum: run_sum(&self.0[first..first + count]),
+            place,
+        }));
+        runs.sort_unstable_by_key(|run| run.run.first);
         runs
     }
 
@@ -114,18 +174,28 @@ pub(crate) fn run_sum(pages: &[u64]) -> u64 {
 impl Index {
     /// The file's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_SIZE + self.runs.len() * RUN_SIZE + 8);
+        let (version, run_size) = match self.packed {
+            false => (VERSION_PLAIN, RUN_SIZE),
+            true => (VERSION_PACKED, PACKED_RUN_SIZE),
+        };
+        let mut bytes = Vec::with_capacity(HEADER_SIZE + self.runs.len() * run_size + 8);
         bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(version.to_le_bytes());
         bytes.extend(0u32.to_le_bytes());
         bytes.extend(self.id.0);
         bytes.extend(self.memory_size.to_le_bytes());
         bytes.extend((self.runs.len() as u64).to_le_bytes());
-        for IndexedRun { run, checksum } in &self.runs {
+        for IndexedRun { run, checksum, place } in &self.runs {
             bytes.extend((run.first as u64).to_le_bytes());
             bytes.extend((run.count as u32).to_le_bytes());
             bytes.extend((if run.zero { FLAG_ZERO } else { 0 }).to_le_bytes());
             bytes.extend(checksum.to_le_bytes());
+            if self.packed {
+                let (offset, size, encoding) = place.fields(run.count);
+                bytes.extend(offset.to_le_bytes());
+                bytes.extend(size.to_le_bytes());
+                bytes.extend(encoding.to_le_bytes());
+            }
         }
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
         bytes
@@ -133,7 +203,7 @@ impl Index {
 
     /// Largest file for RAM of `memory_size` bytes.
     pub fn len_max(memory_size: u64) -> u64 {
-        HEADER_SIZE as u64 + 8 + memory_size / 4096 * RUN_SIZE as u64
+        HEADER_SIZE as u64 + 8 + memory_size / 4096 * PACKED_RUN_SIZE as u64
     }
 
     /// Reads a file's bytes; in words what is wrong with them.
@@ -144,36 +214,51 @@ impl Index {
         if body.len() < HEADER_SIZE || body[..8] != *MAGIC {
             return Err("it does not begin like an index of pages".into());
         }
-        let (u32_at, u64_at) = (reader::<4>(body), reader::<8>(body));
-        let version = u32::from_le_bytes(u32_at(8));
-        if version > VERSION {
-            return Err(format!("it has version {version}, this release reads up to {VERSION}"));
+        let version = u32::from_le_bytes(reader(body)(8));
+        if version > VERSION_PACKED {
+            let known = VERSION_PACKED;
+            return Err(format!("it has version {version}, this release reads up to {known}"));
         }
         if xxh3_64(body) != u64::from_le_bytes(*sum) {
             return Err("its checksum is not that of its contents".into());
         }
-        let number = |at| u64::from_le_bytes(u64_at(at));
+        let packed = version == VERSION_PACKED;
+        let run_size = if packed { PACKED_RUN_SIZE } else { RUN_SIZE };
+        let number = |at| u64::from_le_bytes(reader(body)(at));
         let (memory_size, count) = (number(32), number(40));
-        let expected = count.checked_mul(RUN_SIZE as u64);
+        let expected = count.checked_mul(run_size as u64);
         if expected != Some((body.len() - HEADER_SIZE) as u64) {
             return Err(format!("it says it has {count} runs, which its length is not that of"));
         }
         let mut runs = Vec::with_capacity(count as usize);
         let mut end = 0;
-        for at in (HEADER_SIZE..body.len()).step_by(RUN_SIZE) {
-            let (first, count) = (number(at), u64::from(u32::from_le_bytes(u32_at(at + 8))));
-            let flags = u32::from_le_bytes(u32_at(at + 12));
-            let fits = first >= end && (1..=RUN_PAGES_MAX as u64).contains(&count);
-            end = first.saturating_add(count);
-            if !fits || end > memory_size / 4096 || flags > FLAG_ZERO {
-                return Err(format!("the run of {count} pages at page {first} is impossible"));
-            }
-            let run = PageRun { first: first as usize, count: count as usize, zero: flags != 0 };
-            runs.push(IndexedRun { run, checksum: number(at + 16) });
+        for bytes in body[HEADER_SIZE..].chunks_exact(run_size) {
+            let run = decode_run(bytes, end, memory_size / 4096)?;
+            end = (run.run.first + run.run.count) as u64;
+            runs.push(run);
         }
         let id = Id(reader::<16>(body)(16));
-        Ok(Index { id, memory_size, runs })
+        Ok(Index { id, memory_size, packed, runs })
     }
+}
+
+/// Reads a run that begins at page `least` or after, in memory of so many pages.
+fn decode_run(bytes: &[u8], least: u64, pages: u64) -> Result<IndexedRun, String> {
+    let (short, long) = (reader::<4>(bytes), reader::<8>(bytes));
+    let number = |at| u64::from_le_bytes(long(at));
+    let small = |at| u32::from_le_bytes(short(at));
+    let (first, count, flags) = (number(0), u64::from(small(8)), small(12));
+    let impossible = || format!("the run of {count} pages at page {first} is impossible");
+    let fits = first >= least && (1..=RUN_PAGES_MAX as u64).contains(&count);
+    if !fits || first.saturating_add(count) > pages || flags > FLAG_ZERO {
+        return Err(impossible());
+    }
+    let run = PageRun { first: first as usize, count: count as usize, zero: flags != 0 };
+    let place = match bytes.len() {
+        RUN_SIZE => Some(Place::Own),
+        _ => Place::of(run, number(24), small(32), small(36)),
+    };
+    Ok(IndexedRun { run, checksum: number(16), place: place.ok_or_else(impossible)? })
 }
 
 /// Reads arrays of bytes inside `bytes`.
@@ -208,7 +293,18 @@ mod tests {
 
     #[test]
     fn index_decodes_to_what_was_encoded_and_nothing_else() {
-        let index = Index { id: Id([7; 16]), memory_size: 4 << 20, runs: sums().runs(true) };
+        let (id, memory_size) = (Id([7; 16]), 4 << 20);
+        round_trip(Index { id, memory_size, packed: false, runs: sums().runs(true) });
+        let places = [
+            (200, 100, Place::Zstd { offset: 9, size: 409_599 }),
+            (0, 200, Place::Raw { offset: 1 << 40 }),
+        ];
+        let runs = sums().packed_runs(&places, true);
+        assert_eq!(runs.iter().map(|r| r.run.first).collect::<Vec<_>>(), [0, 200, 401]);
+        round_trip(Index { id, memory_size, packed: true, runs });
+    }
+
+    fn round_trip(index: Index) {
         let bytes = index.encode();
         assert_eq!(Index::decode(&bytes).unwrap(), index);
         for len in 0..bytes.len() {
@@ -223,8 +319,10 @@ mod tests {
 
     #[test]
     fn index_of_impossible_runs_is_refused() {
-        let run =
-            |first, count| IndexedRun { run: PageRun { first, count, zero: false }, checksum: 1 };
+        let run = |first, count| {
+            let run = PageRun { first, count, zero: false };
+            IndexedRun { run, checksum: 1, place: Place::Own }
+        };
         for runs in [
             vec![run(0, 0)],
             vec![run(0, 257)],
@@ -232,8 +330,24 @@ mod tests {
             vec![run(5, 1), run(5, 1)],
             vec![run(usize::MAX, 1)],
         ] {
-            let index = Index { id: Id([7; 16]), memory_size: 4 << 20, runs };
+            let index = Index { id: Id([7; 16]), memory_size: 4 << 20, packed: false, runs };
             assert!(Index::decode(&index.encode()).unwrap_err().contains("impossible"));
+        }
+        for (zero, place) in [
+            (false, Place::Own),
+            (true, Place::Raw { offset: 0 }),
+            (false, Place::Raw { offset: u64::MAX - 4095 }),
+            (false, Place::Zstd { offset: 0, size: 0 }),
+            (false, Place::Zstd { offset: 0, size: 4096 }),
+            (false, Place::Zstd { offset: u64::MAX, size: 4095 }),
+        ] {
+            let runs =
+                vec![IndexedRun { run: PageRun { first: 1, count: 1, zero }, checksum: 1, place }];
+            let index = Index { id: Id([7; 16]), memory_size: 4 << 20, packed: true, runs };
+            assert!(
+                Index::decode(&index.encode()).unwrap_err().contains("impossible"),
+                "{place:?}"
+            );
         }
     }
 }

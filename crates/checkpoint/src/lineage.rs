@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::CheckpointError;
-use crate::index::{Index, PageSums, is_zero, page_sum};
-use crate::manifest::{FileKept, Manifest, MemoryKept};
-use crate::memory_file::MemoryFile;
+use crate::index::{Index, PageSums};
+use crate::manifest::{FileKept, Manifest, MemoryKept, PackedKept};
+use crate::memory_file::{Batch, MemoryFile};
 use crate::open::{Checkpoint, Level};
-use crate::store::{self, Draft, INDEX, MANIFEST, MEMORY, SECTIONS, failed};
+use crate::store::{self, Draft, INDEX, MANIFEST, MEMORY, PACKED, SECTIONS, failed, memory_name};
 
 /// Makes the checkpoint in `folder` stand alone: it keeps its id, so that those on top of it stay
 /// right, and takes the place of what was there in one step. Returns the checkpoints it stood on.
@@ -23,19 +23,20 @@ pub fn merge(folder: &Path, on_page: &mut dyn FnMut()) -> Result<Vec<PathBuf>, C
     }
     let draft = Draft::beside(folder)?;
     let top = &checkpoint.levels[0];
-    let memory = MemoryFile::new(draft.create(MEMORY)?, draft.path(MEMORY));
+    let (id, memory_size, packed) = (top.index.id, top.index.memory_size, top.index.packed);
+    let name = memory_name(packed);
+    let memory = MemoryFile::new(draft.create(name)?, draft.path(name), packed);
     let sums = gather(&checkpoint.levels, &memory, on_page)?;
-    let memory_size = top.index.memory_size;
-    memory.end(top.manifest.id, memory_size)?;
+    memory.end(id, memory_size)?;
     memory.file.sync_all().map_err(failed("write", &memory.path))?;
-    let index = Index { id: top.manifest.id, memory_size, runs: sums.runs(false) };
-    let index = index.encode();
-    draft.write(INDEX, &index, true)?;
-    let manifest = Manifest {
-        parent: None,
-        memory: MemoryKept { pages: sums.data_pages(), index: FileKept::of(&index) },
-        ..top.manifest.clone()
+    let (runs, packed) = match memory.take_places() {
+        None => (sums.runs(false), None),
+        Some((places, size)) => (sums.packed_runs(&places, false), Some(PackedKept::zstd(size))),
     };
+    let index = Index { id, memory_size, packed: packed.is_some(), runs }.encode();
+    draft.write(INDEX, &index, true)?;
+    let memory = MemoryKept { pages: sums.data_pages(), index: FileKept::of(&index), packed };
+    let manifest = Manifest { parent: None, memory, ..top.manifest.clone() };
     draft.write(MANIFEST, &manifest.encode(), true)?;
     link_the_rest(folder, &draft)?;
     draft.replace()?;
@@ -50,23 +51,17 @@ fn gather(
 ) -> Result<PageSums, CheckpointError> {
     let pages = (levels[0].index.memory_size / 4096) as usize;
     let mut sums = PageSums::new(pages);
-    let mut failure = None;
+    let mut batch = Batch::new(memory)?;
     for level in levels {
         level.read_through(&mut |page, bytes| {
-            if sums.is_noted(page) || failure.is_some() {
-                return;
+            if !sums.is_noted(page) {
+                batch.add(page, bytes, &mut sums)?;
+                on_page();
             }
-            let zero = is_zero(bytes);
-            sums.note(page, (!zero).then(|| page_sum(bytes)));
-            if !zero {
-                failure = memory.write(page, bytes).err();
-            }
-            on_page();
+            Ok(())
         })?;
-        if let Some(error) = failure.take() {
-            return Err(error);
-        }
     }
+    batch.flush()?;
     Ok(sums)
 }
 
@@ -76,7 +71,7 @@ fn link_the_rest(folder: &Path, draft: &Draft) -> Result<(), CheckpointError> {
         let entry = entry.map_err(failed("read", folder))?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        if ![INDEX, MANIFEST, MEMORY].contains(&name) {
+        if ![INDEX, MANIFEST, MEMORY, PACKED].contains(&name) {
             let path = entry.path();
             fs::hard_link(&path, draft.path(name)).map_err(failed("link", &path))?;
         }

@@ -18,8 +18,10 @@ use crate::store::{self, MANIFEST};
 
 /// What the format is called in the manifest.
 const FORMAT: &str = "doppel-checkpoint";
-/// Version written by this release; it reads this one and those before it.
-pub(crate) const VERSION: u64 = 1;
+/// Newest version that this release reads; it reads those before it too.
+const VERSION: u64 = 2;
+/// What packed memory is compressed with.
+const ZSTD: &str = "zstd";
 /// Largest manifest, bytes.
 const LEN_MAX: u64 = 4 << 20;
 /// Most disks or network cards of a machine: more than a PCI bus takes.
@@ -158,6 +160,18 @@ pub struct MemoryKept {
     pub pages: u64,
     /// The file of the index.
     pub index: FileKept,
+    /// How pages are packed, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed: Option<PackedKept>,
+}
+
+/// Packed guest memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackedKept {
+    /// Always `zstd`.
+    pub compression: String,
+    /// Bytes of the file without its last page.
+    pub size: u64,
 }
 
 /// A file of the checkpoint.
@@ -196,6 +210,20 @@ pub struct DiskKept {
     pub file_size: u64,
     /// When it was last written, nanoseconds since 1970.
     pub modified_ns: u64,
+}
+
+impl PackedKept {
+    pub(crate) fn zstd(size: u64) -> PackedKept {
+        PackedKept { compression: ZSTD.into(), size }
+    }
+}
+
+impl MemoryKept {
+    /// The version of the format that can say this: the lowest, so that releases before this one
+    /// read what they can.
+    pub(crate) fn version(&self) -> u64 {
+        if self.packed.is_some() { 2 } else { 1 }
+    }
 }
 
 impl FileKept {
@@ -321,8 +349,12 @@ impl Manifest {
         }
         let manifest: Manifest =
             serde_json::from_value(manifest.clone()).map_err(|error| damaged(error.to_string()))?;
-        if version == 0 || manifest.disks.len() != manifest.machine.disks.len() {
+        let least = manifest.memory.version();
+        if version < least || manifest.disks.len() != manifest.machine.disks.len() {
             return Err(damaged("it contradicts itself about its disks or its version".into()));
+        }
+        if let Some(packed) = manifest.memory.packed.as_ref().filter(|p| p.compression != ZSTD) {
+            return Err(damaged(format!("it has an unknown compression {:?}", packed.compression)));
         }
         Ok(manifest)
     }

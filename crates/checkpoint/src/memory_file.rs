@@ -1,17 +1,22 @@
-//! The file of guest memory: sparse, each page at its RAM offset, so that it can be mapped; then a
-//! page that says whose it is.
+//! The file of guest memory, and a last page that says whose it is.
+//!
+//! Plain, it is sparse, each page at its RAM offset, so that it can be mapped. Packed, it is runs of
+//! pages in the order in which they were saved, each a zstd frame, or as it is where that is not
+//! shorter or there is no time: the index says where they are.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{io, mem};
 
 use memory::{Page, PageSink};
 use xxhash_rust::xxh3::xxh3_64;
+use zstd::bulk::Compressor;
 
 use crate::CheckpointError;
-use crate::index::{is_zero, page_sum};
+use crate::index::{PageSums, Place, is_zero, page_sum};
 use crate::manifest::Id;
 use crate::store::failed;
 
@@ -19,35 +24,75 @@ const MAGIC: &[u8; 8] = b"DOPPLMEM";
 const VERSION: u32 = 1;
 /// Bytes of the trailer.
 pub(crate) const TRAILER_SIZE: u64 = 4096;
+/// Pages written at once.
+const BATCH_PAGES: usize = 64;
+/// Pages compressed at once: longer runs gain little, shorter ones lose.
+const PACKED_PAGES: usize = 32;
+/// Fast; higher levels are slower than disks and gain a few hundredths.
+const ZSTD_LEVEL: i32 = 1;
 
 /// What the machine wrote of a memory file.
-type ByMachine = (Vec<(usize, Option<u64>)>, Option<std::io::Error>);
+type ByMachine = (Vec<(usize, Option<u64>)>, Option<io::Error>);
 
 /// A memory file that is being written, by a saver and, at the limit of copies, by the machine.
 pub(crate) struct MemoryFile {
     pub file: File,
     pub path: PathBuf,
+    packing: Option<Packing>,
     /// Pages that the machine wrote itself, with their checksums, and its first failure.
     by_machine: Mutex<ByMachine>,
 }
 
+/// What a packed file has: written at its end by whoever has something.
+#[derive(Default)]
+struct Packing {
+    end: AtomicU64,
+    places: Mutex<Vec<(usize, usize, Place)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is valid between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Packing {
+    /// Writes bytes that nobody else has the place of; where that is.
+    fn append(&self, file: &File, bytes: &[u8]) -> io::Result<u64> {
+        let offset = self.end.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        file.write_all_at(bytes, offset)?;
+        Ok(offset)
+    }
+}
+
 impl MemoryFile {
-    pub fn new(file: File, path: PathBuf) -> Arc<MemoryFile> {
-        Arc::new(MemoryFile { file, path, by_machine: Mutex::default() })
+    pub fn new(file: File, path: PathBuf, packed: bool) -> Arc<MemoryFile> {
+        let packing = packed.then(Packing::default);
+        Arc::new(MemoryFile { file, path, packing, by_machine: Mutex::default() })
     }
 
     /// What the machine wrote since the last call.
     pub fn take_written_by_machine(&self) -> Result<Vec<(usize, Option<u64>)>, CheckpointError> {
-        let mut written = self.by_machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = lock(&self.by_machine);
         match written.1.take() {
             Some(error) => Err(failed("write", &self.path)(error)),
-            None => Ok(std::mem::take(&mut written.0)),
+            None => Ok(mem::take(&mut written.0)),
         }
     }
 
-    /// Writes pages from page `first` on.
-    pub fn write(&self, first: usize, bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.file.write_all_at(bytes, first as u64 * 4096).map_err(failed("write", &self.path))
+    /// Where the runs of a packed file are, and its length without the trailer.
+    pub fn take_places(&self) -> Option<(Vec<(usize, usize, Place)>, u64)> {
+        let packing = self.packing.as_ref()?;
+        Some((mem::take(&mut lock(&packing.places)), packing.end.load(Ordering::Relaxed)))
+    }
+
+    /// Writes a page as it is.
+    fn write_page(&self, page: usize, bytes: &Page) -> io::Result<()> {
+        let Some(packing) = &self.packing else {
+            return self.file.write_all_at(bytes, page as u64 * 4096);
+        };
+        let offset = packing.append(&self.file, bytes)?;
+        lock(&packing.places).push((page, 1, Place::Raw { offset }));
+        Ok(())
     }
 
     /// Makes the file as long as it is to be, with its trailer.
@@ -59,7 +104,82 @@ impl MemoryFile {
         trailer[32..40].copy_from_slice(&memory_size.to_le_bytes());
         let sum = xxh3_64(&trailer[..40]);
         trailer[40..48].copy_from_slice(&sum.to_le_bytes());
-        self.file.write_all_at(&trailer, memory_size).map_err(failed("write", &self.path))
+        let packed = self.packing.as_ref().map(|packing| packing.end.load(Ordering::Relaxed));
+        let at = packed.unwrap_or(memory_size);
+        self.file.write_all_at(&trailer, at).map_err(failed("write", &self.path))
+    }
+}
+
+/// Writes pages to a memory file, neighbours together.
+pub(crate) struct Batch<'a> {
+    file: &'a MemoryFile,
+    compressor: Option<Compressor<'static>>,
+    packed: Vec<u8>,
+    pages_max: usize,
+    first: usize,
+    bytes: Vec<u8>,
+    /// Bytes of pages that were written.
+    pub written: u64,
+}
+
+impl<'a> Batch<'a> {
+    pub fn new(file: &'a MemoryFile) -> Result<Batch<'a>, CheckpointError> {
+        let compressor = file.packing.as_ref().map(|_| Compressor::new(ZSTD_LEVEL)).transpose();
+        let compressor = compressor.map_err(failed("compress", &file.path))?;
+        let pages_max = if compressor.is_some() { PACKED_PAGES } else { BATCH_PAGES };
+        let packed = vec![0; if compressor.is_some() { PACKED_PAGES * 4096 } else { 0 }];
+        let bytes = Vec::with_capacity(pages_max * 4096);
+        Ok(Batch { file, compressor, packed, pages_max, first: 0, bytes, written: 0 })
+    }
+
+    /// Adds a page, unless it is all zeroes, and notes its checksum.
+    pub fn add(
+        &mut self,
+        page: usize,
+        bytes: &Page,
+        sums: &mut PageSums,
+    ) -> Result<(), CheckpointError> {
+        if is_zero(bytes) {
+            sums.note(page, None);
+            return Ok(());
+        }
+        sums.note(page, Some(page_sum(bytes)));
+        let next = self.first + self.bytes.len() / 4096;
+        if page != next || self.bytes.len() == self.pages_max * 4096 {
+            self.flush()?;
+            self.first = page;
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Writes what was added.
+    pub fn flush(&mut self) -> Result<(), CheckpointError> {
+        if !self.bytes.is_empty() {
+            self.write().map_err(failed("write", &self.file.path))?;
+            self.written += self.bytes.len() as u64;
+            self.bytes.clear();
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let file = &self.file.file;
+        let (Some(packing), Some(compressor)) = (&self.file.packing, &mut self.compressor) else {
+            return file.write_all_at(&self.bytes, self.first as u64 * 4096);
+        };
+        // What does not fit is not shorter.
+        let size_max = self.bytes.len() - 1;
+        let size = compressor.compress_to_buffer(&self.bytes, &mut self.packed[..size_max]);
+        let place = match size {
+            Ok(size) => {
+                let offset = packing.append(file, &self.packed[..size])?;
+                Place::Zstd { offset, size: size as u32 }
+            }
+            Err(_) => Place::Raw { offset: packing.append(file, &self.bytes)? },
+        };
+        lock(&packing.places).push((self.first, self.bytes.len() / 4096, place));
+        Ok(())
     }
 }
 
@@ -70,10 +190,10 @@ impl PageSink for Sink {
     fn save(&mut self, page: usize, bytes: &Page) {
         let sum = (!is_zero(bytes)).then(|| page_sum(bytes));
         let result = match sum {
-            Some(_) => self.0.file.write_all_at(bytes, page as u64 * 4096),
+            Some(_) => self.0.write_page(page, bytes),
             None => Ok(()),
         };
-        let mut written = self.0.by_machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = lock(&self.0.by_machine);
         match result {
             Ok(()) => written.0.push((page, sum)),
             Err(error) => written.1 = written.1.take().or(Some(error)),
@@ -81,14 +201,21 @@ impl PageSink for Sink {
     }
 }
 
-/// Checks length and trailer of a memory file; in words what is wrong with it.
-pub(crate) fn check(file: &File, len: u64, id: Id, memory_size: u64) -> Result<(), String> {
-    let expected = memory_size.checked_add(TRAILER_SIZE);
+/// Checks length and trailer of a memory file that has `contents` bytes before it; in words what is
+/// wrong with it.
+pub(crate) fn check(
+    file: &File,
+    len: u64,
+    contents: u64,
+    id: Id,
+    memory_size: u64,
+) -> Result<(), String> {
+    let expected = contents.checked_add(TRAILER_SIZE);
     if expected != Some(len) {
-        return Err(format!("it has {len} bytes; for {memory_size} bytes of memory that is wrong"));
+        return Err(format!("it has {len} bytes; {contents} and a last page are expected"));
     }
     let mut trailer = [0; 48];
-    file.read_exact_at(&mut trailer, memory_size).map_err(|error| error.to_string())?;
+    file.read_exact_at(&mut trailer, contents).map_err(|error| error.to_string())?;
     let sum = u64::from_le_bytes(trailer[40..48].try_into().unwrap_or_default());
     if trailer[..8] != *MAGIC || xxh3_64(&trailer[..40]) != sum {
         return Err("its last page is damaged".into());

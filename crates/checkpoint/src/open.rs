@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 use journal::{DiskCompletion, DiskFailed, DiskRequest};
 use machine::{Machine, MachineError, MachineSpec};
-use memory::{PageRun, Ram, RamLayer};
+use memory::{Page, PageRun, Ram, RamLayer, RestoredRam};
 use saved::Sections;
 
 use crate::CheckpointError;
-use crate::index::{Index, IndexedRun, page_sum, run_sum};
+use crate::index::{Index, IndexedRun, Place, RUN_PAGES_MAX, page_sum, run_sum};
 use crate::manifest::{FileKept, Id, Manifest};
 use crate::memory_file;
 use crate::sections::{self, DiskReads};
-use crate::store::{self, INDEX, MEMORY, SECTIONS, failed};
+use crate::store::{self, INDEX, SECTIONS, failed, memory_name};
 
 /// Most checkpoints below one.
 pub const DEPTH_MAX: usize = 256;
@@ -100,15 +100,23 @@ impl Checkpoint {
     }
 
     /// The machine, its RAM mapped: pages are read when it touches them, and shared with other
-    /// restores until it writes them.
+    /// restores until it writes them. Packed memory is read now.
     ///
     /// # Errors
-    /// [`CheckpointError::State`], [`CheckpointError::Machine`] or [`CheckpointError::Ram`].
+    /// [`CheckpointError::State`], [`CheckpointError::Machine`] or [`CheckpointError::Ram`]; of
+    /// packed memory [`CheckpointError::Damaged`] too.
     pub fn restore(&self) -> Result<RestoredMachine, CheckpointError> {
-        let lowest_first = self.levels.iter().rev();
-        let layers: Result<Vec<_>, _> = lowest_first.map(Level::layer).collect();
-        let ram = Ram::restored(self.spec.memory_size, &layers?).map_err(self.ram_failed())?;
-        self.finish(ram)
+        let files = self.levels.iter().filter(|level| !level.index.packed).count();
+        let ram = RestoredRam::new(self.spec.memory_size, files);
+        let mut ram = ram.map_err(self.ram_failed())?;
+        for level in self.levels.iter().rev() {
+            if level.index.packed {
+                level.read_through(&mut |page, bytes| Ok(ram.put(page, bytes)))?;
+            } else {
+                ram.map(&level.layer()?).map_err(self.ram_failed())?;
+            }
+        }
+        self.finish(ram.finish())
     }
 
     /// The machine, its RAM read and checked.
@@ -118,7 +126,7 @@ impl Checkpoint {
     pub fn restore_eagerly(&self) -> Result<RestoredMachine, CheckpointError> {
         let mut ram = Ram::new(self.spec.memory_size).map_err(self.ram_failed())?;
         for level in self.levels.iter().rev() {
-            level.read_through(&mut |page, bytes| ram.restore_page(page, bytes))?;
+            level.read_through(&mut |page, bytes| Ok(ram.restore_page(page, bytes)))?;
         }
         self.finish(ram)
     }
@@ -128,7 +136,8 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Damaged`] naming the first page that is wrong.
     pub fn verify(&self, on_page: &mut dyn FnMut()) -> Result<(), CheckpointError> {
-        self.levels.iter().try_for_each(|level| level.read_through(&mut |_, _| on_page()))?;
+        let mut on_page = |_: usize, _: &Page| Ok(on_page());
+        self.levels.iter().try_for_each(|level| level.read_through(&mut on_page))?;
         self.restore().map(drop)
     }
 
@@ -219,47 +228,96 @@ impl Level {
         if index.id != manifest.id || index.memory_size != memory_size {
             return Err(damaged(&path, "it belongs to another checkpoint".into()));
         }
-        let path = folder.join(MEMORY);
+        let contents = manifest.memory.packed.as_ref().map(|packed| packed.size);
+        let ends = index.runs.iter().map(|run| run.place.end(run.run.count));
+        if index.packed != contents.is_some() || ends.max().unwrap_or(0) > contents.unwrap_or(0) {
+            return Err(damaged(&path, "the manifest contradicts it about packed memory".into()));
+        }
+        let path = folder.join(memory_name(index.packed));
         let (memory, len) = store::open(&path)?;
-        memory_file::check(&memory, len, manifest.id, memory_size)
+        let contents = contents.unwrap_or(memory_size);
+        memory_file::check(&memory, len, contents, manifest.id, memory_size)
             .map_err(|what| damaged(&path, what))?;
         Ok(Level { folder: folder.into(), manifest, index, memory })
     }
 
+    fn memory_path(&self) -> PathBuf {
+        self.folder.join(memory_name(self.index.packed))
+    }
+
     fn layer(&self) -> Result<RamLayer, CheckpointError> {
-        let path = self.folder.join(MEMORY);
+        let path = self.memory_path();
         let file = self.memory.try_clone().map_err(failed("open", &path))?;
         Ok(RamLayer { file, runs: neighbours(&self.index.runs) })
     }
 
-    /// Reads every page, checked.
+    /// Reads every page, checked. Ends at the first failure, also of `each`.
     pub fn read_through(
         &self,
-        each: &mut dyn FnMut(usize, &[u8; 4096]),
+        each: &mut dyn FnMut(usize, &Page) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        let path = self.folder.join(MEMORY);
-        let mut buffer = Vec::new();
-        for IndexedRun { run, checksum } in &self.index.runs {
-            buffer.clear();
-            buffer.resize(run.count * 4096, 0);
-            if !run.zero {
-                let offset = run.first as u64 * 4096;
-                self.memory.read_exact_at(&mut buffer, offset).map_err(failed("read", &path))?;
-            }
-            let (pages, _) = buffer.as_chunks::<4096>();
+        let mut reader = RunReader::new(&self.memory, self.memory_path());
+        for IndexedRun { run, checksum, place } in &self.index.runs {
+            reader.read(*run, *place)?;
+            let (pages, _) = reader.pages.as_chunks::<4096>();
             if !run.zero {
                 let sums: Vec<u64> = pages.iter().map(page_sum).collect();
                 if run_sum(&sums) != *checksum {
-                    let (first, last) = (run.first, run.first + run.count - 1);
-                    let what = format!("pages {first} to {last} are not what was saved");
-                    return Err(damaged(&path, what));
+                    return Err(reader.damaged(*run, "are not what was saved"));
                 }
             }
             for (page, bytes) in (run.first..).zip(pages) {
-                each(page, bytes);
+                each(page, bytes)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Reads runs; takes no more memory than two of the longest there can be.
+struct RunReader<'a> {
+    memory: &'a File,
+    path: PathBuf,
+    frame: Vec<u8>,
+    pages: Vec<u8>,
+}
+
+impl<'a> RunReader<'a> {
+    fn new(memory: &'a File, path: PathBuf) -> RunReader<'a> {
+        RunReader { memory, path, frame: Vec::new(), pages: Vec::new() }
+    }
+
+    /// Puts the bytes of a run into `pages`.
+    fn read(&mut self, run: PageRun, place: Place) -> Result<(), CheckpointError> {
+        assert!(run.count <= RUN_PAGES_MAX, "checked when the index was decoded");
+        self.pages.clear();
+        self.pages.resize(run.count * 4096, 0);
+        if run.zero {
+            return Ok(());
+        }
+        let (into, offset) = match place {
+            Place::Own => (&mut self.pages, run.first as u64 * 4096),
+            Place::Raw { offset } => (&mut self.pages, offset),
+            Place::Zstd { offset, size } => {
+                self.frame.clear();
+                self.frame.resize(size as usize, 0);
+                (&mut self.frame, offset)
+            }
+        };
+        self.memory.read_exact_at(into, offset).map_err(failed("read", &self.path))?;
+        if matches!(place, Place::Zstd { .. }) {
+            // Into a buffer of the right size: what claims to be longer fails.
+            let size = zstd::bulk::decompress_to_buffer(&self.frame, &mut self.pages[..]);
+            if size.ok() != Some(run.count * 4096) {
+                return Err(self.damaged(run, "cannot be decompressed"));
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, run: PageRun, what: &str) -> CheckpointError {
+        let (first, last) = (run.first, run.first + run.count - 1);
+        damaged(&self.path, format!("pages {first} to {last} {what}"))
     }
 }
 
@@ -275,4 +333,38 @@ fn neighbours(runs: &[IndexedRun]) -> Vec<PageRun> {
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_that_is_not_as_long_as_its_run_is_refused() {
+        let path = std::env::temp_dir().join(format!("doppel-frames-{}", std::process::id()));
+        let run = PageRun { first: 7, count: 2, zero: false };
+        let frame_of = |len: usize| {
+            let frame = zstd::bulk::compress(&vec![5; len], 1).unwrap();
+            std::fs::write(&path, &frame).unwrap();
+            let file = File::open(&path).unwrap();
+            let mut reader = RunReader::new(&file, path.clone());
+            let place = Place::Zstd { offset: 0, size: frame.len() as u32 };
+            let read = reader.read(run, place);
+            assert!(reader.pages.capacity() < 4 * 8192, "{} bytes", reader.pages.capacity());
+            assert!(read.is_err() || reader.pages == [5; 8192]);
+            read
+        };
+        frame_of(8192).unwrap();
+        for len in [0, 1, 4096, 8191, 8193, 12288, 256 << 20] {
+            let error = frame_of(len).unwrap_err();
+            assert!(matches!(error, CheckpointError::Damaged { .. }), "{len}: {error}");
+        }
+        let file = File::open(&path).unwrap();
+        let mut reader = RunReader::new(&file, path.clone());
+        // Not a frame; and one that is cut short.
+        assert!(reader.read(run, Place::Zstd { offset: 1, size: 100 }).is_err());
+        assert!(reader.read(run, Place::Zstd { offset: 0, size: 100 }).is_err());
+        assert!(reader.read(run, Place::Raw { offset: 1 << 40 }).is_err());
+        std::fs::remove_file(&path).unwrap();
+    }
 }

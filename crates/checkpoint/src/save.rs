@@ -5,20 +5,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use memory::{CowCounts, CowGuest, CowSaver, Epoch, Page, Pages, Taken};
+use memory::{CowCounts, CowGuest, CowSaver, Epoch, Pages, Taken};
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::capture::Captured;
-use crate::index::{Index, IndexedRun, PageSums, is_zero, page_sum};
-use crate::manifest::{DiskKept, FileKept, Id, MachineKept, Manifest, MemoryKept, Parent, VERSION};
-use crate::memory_file::{MemoryFile, Sink};
+use crate::index::{Index, IndexedRun, PageSums};
+use crate::manifest::{
+    DiskKept, FileKept, Id, MachineKept, Manifest, MemoryKept, PackedKept, Parent,
+};
+use crate::memory_file::{Batch, MemoryFile, Sink};
 use crate::sections::{self, DiskReads};
-use crate::store::{Draft, INDEX, MANIFEST, MEMORY, SECTIONS, failed};
+use crate::store::{Draft, INDEX, MANIFEST, SECTIONS, failed, memory_name};
 use crate::{CheckpointError, capture};
 
-/// Pages written at once.
-const BATCH_PAGES: usize = 64;
+/// Pages between looks at what the machine copied.
+const LOOK_PAGES: usize = 64;
+/// Copies that are written in the order of their pages, not as they came.
+const SORTED_COPIES: usize = 256;
 /// Copies that are made ready before the stop, so that first writes find memory.
 const READY_COPIES: usize = 4096;
 
@@ -31,6 +35,19 @@ pub struct Since {
     pub parent: Parent,
 }
 
+/// How a checkpoint is saved.
+#[derive(Clone, Debug, Default)]
+pub struct SaveOptions {
+    /// Originals that may wait in memory; the machine writes those beyond itself.
+    pub copies_max: usize,
+    /// Save only what changed since.
+    pub since: Option<Since>,
+    /// If not, a power cut may leave a folder that is refused when it is opened.
+    pub durable: bool,
+    /// Compress memory, which then cannot be mapped: restores read all of it.
+    pub packed: bool,
+}
+
 /// How far a save is; shared with whoever watches it.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -38,8 +55,10 @@ pub struct Progress {
     pub pages: AtomicU64,
     /// Pages looked at.
     pub pages_done: AtomicU64,
-    /// Bytes of memory written.
+    /// Bytes of memory saved.
     pub bytes: AtomicU64,
+    /// Bytes that they take in the file.
+    pub stored: AtomicU64,
     /// Originals that the machine copied because it wrote to them.
     pub copied: AtomicU64,
     /// Originals that the machine wrote to the file itself, at the limit of copies.
@@ -78,42 +97,41 @@ pub struct Saver {
     draft: Draft,
     memory: Arc<MemoryFile>,
     cow: CowSaver,
-    since: Option<Since>,
-    durable: bool,
+    options: SaveOptions,
     progress: Arc<Progress>,
 }
 
-/// Memory that was saved: the runs of the index, and the pages in the file.
+/// Memory that was saved.
 struct SavedMemory {
+    /// In runs that do not depend on how it was saved.
     runs: Vec<IndexedRun>,
+    /// Runs of a packed file, and its length.
+    packed: Option<(Vec<IndexedRun>, u64)>,
+    /// Pages in the file.
     pages: u64,
 }
 
 impl Saver {
     /// Prepares a checkpoint in the new folder `target` of the machine that `pages` are of, while
-    /// it runs. `copies_max` originals may wait in memory; those beyond are written by the
-    /// machine itself. With `since`, only what changed is saved. If not `durable`, a power cut
-    /// may leave a folder that is refused when it is opened.
+    /// it runs.
     ///
     /// # Errors
     /// [`CheckpointError::Exists`] or [`CheckpointError::Io`].
     pub fn prepare(
         target: &Path,
         pages: &Pages,
-        copies_max: usize,
-        since: Option<Since>,
-        durable: bool,
+        options: SaveOptions,
         progress: Arc<Progress>,
     ) -> Result<(Saver, CowGuest), CheckpointError> {
         let id = Id::random()?;
         let draft = Draft::new(target)?;
-        let file = draft.create(MEMORY)?;
-        let memory = MemoryFile::new(file, draft.path(MEMORY));
+        let name = memory_name(options.packed);
+        let memory = MemoryFile::new(draft.create(name)?, draft.path(name), options.packed);
         let sink = Box::new(Sink(Arc::clone(&memory)));
-        let epoch = since.as_ref().map(|since| since.epoch);
-        let (guest, cow) = pages.prepare(epoch, copies_max, READY_COPIES, sink);
+        let epoch = options.since.as_ref().map(|since| since.epoch);
+        let (guest, cow) = pages.prepare(epoch, options.copies_max, READY_COPIES, sink);
         progress.pages.store(pages.count() as u64, Ordering::Relaxed);
-        Ok((Saver { id, draft, memory, cow, since, durable, progress }, guest))
+        Ok((Saver { id, draft, memory, cow, options, progress }, guest))
     }
 
     /// Which checkpoint it will be.
@@ -133,7 +151,7 @@ impl Saver {
     pub fn save_memory(self) -> Result<SavedSaver, CheckpointError> {
         let pages = self.cow.page_count();
         let mut sums = PageSums::new(pages);
-        let mut batch = Batch::new(&self.memory, &self.progress);
+        let mut batch = Batch::new(&self.memory)?;
         let (mut page, mut copies, mut bytes) = (0, 0u64, [0; 4096]);
         while page < pages {
             match self.cow.take(page, &mut bytes) {
@@ -142,99 +160,68 @@ impl Saver {
                 Taken::Unchanged | Taken::Gone => {}
             }
             page += 1;
-            if page.is_multiple_of(BATCH_PAGES) {
+            if page.is_multiple_of(LOOK_PAGES) {
                 self.progress.check()?;
-                copies -= self.drain(&mut sums)?;
+                copies -= self.drain(&mut batch, &mut sums)?;
                 self.progress.pages_done.store(page as u64, Ordering::Relaxed);
             }
         }
-        batch.flush()?;
         while copies > 0 {
             self.progress.check()?;
-            match self.drain(&mut sums)? {
+            match self.drain(&mut batch, &mut sums)? {
                 // Between its note and its word to us, the machine's thread may be off the CPU.
                 0 => std::thread::sleep(std::time::Duration::from_micros(100)),
                 some => copies -= some,
             }
         }
+        batch.flush()?;
         for (page, sum) in self.memory.take_written_by_machine()? {
             sums.note(page, sum);
-            let written = if sum.is_some() { 4096 } else { 0 };
-            self.progress.bytes.fetch_add(written, Ordering::Relaxed);
         }
         self.progress.pages_done.store(pages as u64, Ordering::Relaxed);
-        let counts = self.cow.counts();
+        self.finish_memory(&sums)
+    }
+
+    fn finish_memory(self, sums: &PageSums) -> Result<SavedSaver, CheckpointError> {
+        let (counts, memory_size) = (self.cow.counts(), self.cow.page_count() as u64 * 4096);
         self.progress.note(counts);
-        let memory_size = pages as u64 * 4096;
         self.memory.end(self.id, memory_size)?;
-        let saved = SavedMemory { runs: sums.runs(self.since.is_some()), pages: sums.data_pages() };
-        let Saver { id, draft, memory, cow, since, durable, progress } = self;
+        let zeroes = self.options.since.is_some();
+        let pages = sums.data_pages();
+        let packed = self.memory.take_places();
+        let packed = packed.map(|(places, size)| (sums.packed_runs(&places, zeroes), size));
+        let stored = packed.as_ref().map_or(pages * 4096, |(_, size)| *size);
+        self.progress.bytes.store(pages * 4096, Ordering::Relaxed);
+        self.progress.stored.store(stored, Ordering::Relaxed);
+        let saved = SavedMemory { runs: sums.runs(zeroes), packed, pages };
+        let Saver { id, draft, memory, cow, options, progress } = self;
         // From here the machine copies nothing any more.
         drop(cow);
-        if durable {
+        if options.durable {
             memory.file.sync_all().map_err(failed("write", &memory.path))?;
         }
-        Ok(SavedSaver { id, draft, saved, since, durable, progress, counts })
+        Ok(SavedSaver { id, draft, saved, options, progress, counts })
     }
 
-    /// Writes copies that wait; how many there were.
-    fn drain(&self, sums: &mut PageSums) -> Result<u64, CheckpointError> {
+    /// Writes copies that wait, in the order of their pages; how many there were.
+    fn drain(&self, batch: &mut Batch<'_>, sums: &mut PageSums) -> Result<u64, CheckpointError> {
         let mut count = 0;
-        while let Some((page, bytes)) = self.cow.try_copy() {
-            let sum = (!is_zero(&bytes)).then(|| page_sum(&bytes));
-            if sum.is_some() {
-                self.memory.write(page, &bytes[..])?;
-                self.progress.bytes.fetch_add(4096, Ordering::Relaxed);
+        loop {
+            let some = std::iter::from_fn(|| self.cow.try_copy()).take(SORTED_COPIES);
+            let mut some: Vec<_> = some.collect();
+            if some.is_empty() {
+                break;
             }
-            sums.note(page, sum);
-            self.cow.recycle(bytes);
-            count += 1;
+            count += some.len() as u64;
+            some.sort_unstable_by_key(|(page, _)| *page);
+            for (page, bytes) in some {
+                batch.add(page, &bytes, sums)?;
+                self.cow.recycle(bytes);
+            }
         }
+        self.progress.bytes.store(batch.written, Ordering::Relaxed);
         self.progress.note(self.cow.counts());
         Ok(count)
-    }
-}
-
-/// Neighbouring pages that are written together.
-struct Batch<'a> {
-    memory: &'a MemoryFile,
-    progress: &'a Progress,
-    first: usize,
-    bytes: Vec<u8>,
-}
-
-impl<'a> Batch<'a> {
-    fn new(memory: &'a MemoryFile, progress: &'a Progress) -> Batch<'a> {
-        Batch { memory, progress, first: 0, bytes: Vec::with_capacity(BATCH_PAGES * 4096) }
-    }
-
-    fn add(
-        &mut self,
-        page: usize,
-        bytes: &Page,
-        sums: &mut PageSums,
-    ) -> Result<(), CheckpointError> {
-        if is_zero(bytes) {
-            sums.note(page, None);
-            return Ok(());
-        }
-        sums.note(page, Some(page_sum(bytes)));
-        let next = self.first + self.bytes.len() / 4096;
-        if page != next || self.bytes.len() == BATCH_PAGES * 4096 {
-            self.flush()?;
-            self.first = page;
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), CheckpointError> {
-        if !self.bytes.is_empty() {
-            self.memory.write(self.first, &self.bytes)?;
-            self.progress.bytes.fetch_add(self.bytes.len() as u64, Ordering::Relaxed);
-            self.bytes.clear();
-        }
-        Ok(())
     }
 }
 
@@ -243,8 +230,7 @@ pub struct SavedSaver {
     id: Id,
     draft: Draft,
     saved: SavedMemory,
-    since: Option<Since>,
-    durable: bool,
+    options: SaveOptions,
     progress: Arc<Progress>,
     counts: CowCounts,
 }
@@ -268,29 +254,32 @@ impl SavedSaver {
         vm: Value,
     ) -> Result<Summary, CheckpointError> {
         self.progress.check()?;
-        let (id, memory_size) = (self.id, captured.spec.memory_size);
-        let index = Index { id, memory_size, runs: self.saved.runs };
-        let index_bytes = index.encode();
-        self.draft.write(INDEX, &index_bytes, self.durable)?;
+        let (id, memory_size, durable) = (self.id, captured.spec.memory_size, self.options.durable);
+        let content = content(captured, reads, &self.saved.runs);
+        let packed = self.saved.packed.as_ref().map(|(_, size)| PackedKept::zstd(*size));
+        let runs = self.saved.packed.map_or(self.saved.runs, |(runs, _)| runs);
+        let index = Index { id, memory_size, packed: packed.is_some(), runs }.encode();
+        self.draft.write(INDEX, &index, durable)?;
         let section_bytes = sections::encode(id, &captured.sections, reads);
-        self.draft.write(SECTIONS, &section_bytes, self.durable)?;
+        self.draft.write(SECTIONS, &section_bytes, durable)?;
+        let memory = MemoryKept { pages: self.saved.pages, index: FileKept::of(&index), packed };
         let manifest = Manifest {
             format: Manifest::format(),
-            version: VERSION,
+            version: memory.version(),
             id,
-            parent: self.since.map(|since| since.parent),
+            parent: self.options.since.map(|since| since.parent),
             release: env!("CARGO_PKG_VERSION").into(),
             machine: MachineKept::of(&captured.spec),
             point: captured.point.into(),
             virtual_time_ns: captured.virtual_time.0,
-            memory: MemoryKept { pages: self.saved.pages, index: FileKept::of(&index_bytes) },
+            memory,
             sections: FileKept::of(&section_bytes),
-            content: content(captured, reads, &index.runs),
+            content,
             disks,
             vm,
         };
-        self.draft.write(MANIFEST, &manifest.encode(), self.durable)?;
-        self.draft.finish(self.durable)?;
+        self.draft.write(MANIFEST, &manifest.encode(), durable)?;
+        self.draft.finish(durable)?;
         Ok(Summary { manifest, counts: self.counts })
     }
 }
@@ -299,7 +288,7 @@ impl SavedSaver {
 fn content(captured: &Captured, reads: &[DiskReads], runs: &[IndexedRun]) -> String {
     let mut hasher = Xxh3::new();
     hasher.update(&sections::encode(Id([0; 16]), &captured.sections, reads));
-    for IndexedRun { run, checksum } in runs {
+    for IndexedRun { run, checksum, .. } in runs {
         hasher.update(&(run.first as u64).to_le_bytes());
         hasher.update(&(run.count as u64).to_le_bytes());
         hasher.update(&checksum.to_le_bytes());
@@ -319,7 +308,7 @@ pub fn save_now(
 ) -> Result<Summary, CheckpointError> {
     let pages = machine.ram().pages();
     let progress = Arc::new(Progress::default());
-    let (saver, guest) = Saver::prepare(target, &pages, 0, None, false, progress)?;
+    let (saver, guest) = Saver::prepare(target, &pages, SaveOptions::default(), progress)?;
     let captured = capture::capture(machine, outside, guest);
     saver.save_memory()?.finish(&captured, &[], disks, Value::Null)
 }

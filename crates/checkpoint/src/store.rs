@@ -13,8 +13,15 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const SECTIONS: &str = "sections.bin";
 /// Name of the index of pages.
 pub(crate) const INDEX: &str = "pages.idx";
-/// Name of guest memory.
+/// Name of guest memory, each page at its offset.
 pub(crate) const MEMORY: &str = "memory.img";
+/// Name of guest memory that is packed.
+pub(crate) const PACKED: &str = "memory.pack";
+
+/// Name of guest memory.
+pub(crate) const fn memory_name(packed: bool) -> &'static str {
+    if packed { PACKED } else { MEMORY }
+}
 
 /// Says what was tried with which file.
 pub(crate) fn failed<'a>(

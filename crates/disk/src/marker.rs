@@ -76,8 +76,8 @@ impl Marker {
         let overlay = self.overlay.to_str().filter(|path| !path.contains('\n'));
         let overlay = overlay.ok_or_else(|| bad(io::Error::from(ErrorKind::InvalidFilename)))?;
         let what = if self.keep { "keep" } else { "commit" };
-        let mut temporary = path.clone().into_os_string();
-        temporary.push(format!(".{}", std::process::id()));
+        // One name, so that kills leave no more than one: only who has the image writes it.
+        let temporary = draft_name(&path);
         let write = || {
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(true).open(&temporary)?;

@@ -17,6 +17,6 @@ mod words;
 pub use cow::{CowCounts, CowGuest, CowSaver, Page, PageSink, Pages, Taken};
 pub use mapping::RamError;
 pub use ram::{Layout, NoRam, Ram, RamOffset};
-pub use restored::{PageRun, RamLayer};
+pub use restored::{PageRun, RamLayer, RestoredRam};
 pub use traps::{Epoch, Overwritten};
 pub use view::RamView;

@@ -36,35 +36,68 @@ pub struct RamLayer {
     pub runs: Vec<PageRun>,
 }
 
-impl Ram {
-    /// RAM of `size` bytes with the contents of `layers`, the lowest first. Nothing is read unless
-    /// the layers are in very many pieces.
+/// RAM whose contents are put together, layer by layer, the lowest first.
+pub struct RestoredRam {
+    mapping: Mapping,
+    present: Present,
+    /// Pieces of a file that are mapped at most.
+    share: usize,
+    /// Nothing was put in yet.
+    is_empty: bool,
+}
+
+impl RestoredRam {
+    /// RAM of `size` bytes, all zeroes, to which at most `files` files come.
     ///
     /// # Errors
     /// [`RamError::Size`] as [`Ram::new`]; [`RamError::Map`] if the host refuses.
-    ///
-    /// # Panics
-    /// If a run reaches past the end of RAM.
-    pub fn restored(size: u64, layers: &[RamLayer]) -> Result<Ram, RamError> {
+    pub fn new(size: u64, files: usize) -> Result<RestoredRam, RamError> {
         if size & PAGE_MASK != 0 || !(Ram::SIZE_MIN..=Ram::SIZE_MAX).contains(&size) {
             return Err(RamError::Size { size, min: Ram::SIZE_MIN, max: Ram::SIZE_MAX });
         }
-        let mut mapping = Mapping::private(size)?;
-        let mut present = Present::default();
-        for (index, layer) in layers.iter().enumerate() {
-            for run in &layer.runs {
-                present.insert(run.first, run.count, !run.zero);
-            }
-            let lowest = index == 0;
-            let pieces = if lowest { joined(&layer.runs) } else { layer.runs.clone() };
-            let share = PIECES_MAX / layers.len();
-            put(&mut mapping, &layer.file, pieces, share, lowest)?;
-        }
-        let mut ram = Ram::over(mapping);
-        ram.traps.set_present(present);
-        Ok(ram)
+        let (mapping, present) = (Mapping::private(size)?, Present::default());
+        Ok(RestoredRam { mapping, present, share: PIECES_MAX / files.max(1), is_empty: true })
     }
 
+    /// Puts a file on top. Nothing is read unless the layers are in very many pieces.
+    ///
+    /// # Errors
+    /// [`RamError::Map`] if the host refuses.
+    ///
+    /// # Panics
+    /// If a run reaches past the end of RAM.
+    pub fn map(&mut self, layer: &RamLayer) -> Result<(), RamError> {
+        for run in &layer.runs {
+            self.present.insert(run.first, run.count, !run.zero);
+        }
+        let lowest = std::mem::replace(&mut self.is_empty, false);
+        let pieces = if lowest { joined(&layer.runs) } else { layer.runs.clone() };
+        put(&mut self.mapping, &layer.file, pieces, self.share, lowest)
+    }
+
+    /// Puts a page on top.
+    ///
+    /// # Panics
+    /// If it lies past the end of RAM.
+    pub fn put(&mut self, page: usize, bytes: &[u8; 4096]) {
+        let zero = bytes.iter().fold(0, |sum, byte| sum | byte) == 0;
+        // Zeroes take no memory where there are zeroes.
+        if !zero || self.present.contains(page) {
+            self.mapping.write(page as u64 * PAGE_SIZE, bytes);
+        }
+        self.present.insert(page, 1, !zero);
+        self.is_empty = false;
+    }
+
+    /// The RAM.
+    pub fn finish(self) -> Ram {
+        let mut ram = Ram::over(self.mapping);
+        ram.traps.set_present(self.present);
+        ram
+    }
+}
+
+impl Ram {
     /// Puts restored contents into a page that was not written yet; panics outside RAM.
     pub fn restore_page(&mut self, page: usize, bytes: &[u8; 4096]) {
         self.write_in_page(RamOffset(page as u64 * PAGE_SIZE), bytes);
@@ -165,7 +198,9 @@ mod tests {
             runs: vec![run(1, 1, false), run(2, 1, true), run(4, 1, false)],
         };
         let layers = [base, change];
-        let mut ram = Ram::restored(1 << 20, &layers).unwrap();
+        let mut ram = RestoredRam::new(1 << 20, 2).unwrap();
+        layers.iter().for_each(|layer| ram.map(layer).unwrap());
+        let mut ram = ram.finish();
         assert_eq!(first_bytes(&ram), [1, 2, 0, 0, 2, 1, 0, 0]);
         let mut same = Ram::new(1 << 20).unwrap();
         for (page, byte) in [(0, 1), (1, 2), (4, 2), (5, 1)] {
@@ -178,6 +213,26 @@ mod tests {
         let mut byte = [0];
         layers[0].file.read_exact_at(&mut byte, 0).unwrap();
         assert_eq!(byte, [1], "the file is never written");
+    }
+
+    #[test]
+    fn pages_that_are_put_in_cover_files_and_are_covered_by_them() {
+        let base = RamLayer { file: file(&[(0, 1), (1, 1), (2, 1)]), runs: vec![run(0, 3, false)] };
+        let change = RamLayer { file: file(&[(4, 3)]), runs: vec![run(4, 1, false)] };
+        let mut ram = RestoredRam::new(1 << 20, 2).unwrap();
+        ram.put(5, &[9; 4096]);
+        ram.map(&base).unwrap();
+        for (page, byte) in [(1, 2), (2, 0), (3, 2), (4, 2), (6, 0)] {
+            ram.put(page, &[byte; 4096]);
+        }
+        ram.map(&change).unwrap();
+        let mut ram = ram.finish();
+        assert_eq!(first_bytes(&ram), [1, 2, 0, 2, 3, 9, 0, 0]);
+        let mut same = Ram::new(1 << 20).unwrap();
+        for (page, byte) in [(0, 1), (1, 2), (3, 2), (4, 3), (5, 9)] {
+            same.write(Gpa(page * 4096), &[byte; 4096]).unwrap();
+        }
+        assert_eq!(ram.hash(), same.hash());
     }
 
     #[test]

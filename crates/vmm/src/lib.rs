@@ -41,8 +41,8 @@ mod status;
 pub use end::{End, Status as ExitStatus};
 pub use error::VmError;
 pub use keeping::{
-    CheckpointRequest, CheckpointStatus, Phase, RecordRequest, RecordStatus, free_port,
-    restored_spec, state_dir,
+    CheckpointRequest, CheckpointStatus, Compression, Phase, RecordRequest, RecordStatus,
+    free_port, restored_spec, state_dir,
 };
 pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};

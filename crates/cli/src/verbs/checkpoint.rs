@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmm::client::Client;
-use vmm::{CheckpointRequest, CheckpointStatus, Phase};
+use vmm::{CheckpointRequest, CheckpointStatus, Compression, Phase};
 
 use super::{client_fail, find, print, print_json};
 use crate::fail::Fail;
@@ -24,6 +24,7 @@ Examples:
   doppel checkpoint web base --keep-parent
   doppel checkpoint web next --keep-parent --incremental-from base
       images are kept as they are, the VM goes on with overlays; then only what changed
+  doppel checkpoint web archive --compress zstd
   doppel restore before-upgrade
 ";
 
@@ -53,6 +54,10 @@ pub struct Checkpoint {
     /// which was taken of it.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     incremental_from: Option<PathBuf>,
+    /// Compress memory: a third to a half of the size, but restores read all of it before the
+    /// guest goes on, and share nothing.
+    #[arg(long, value_name = "METHOD", value_parser = compression)]
+    compress: Option<Compression>,
     /// Memory for copies of pages that the guest writes before they are saved. When it is used up,
     /// the guest's thread saves each such page itself before the write.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::parse_size)]
@@ -90,6 +95,7 @@ impl Checkpoint {
             folder: absolute(folder)?,
             keep_parent: self.keep_parent,
             incremental_from: self.incremental_from.as_ref().map(absolute).transpose()?,
+            compress: self.compress,
             cow_limit: Some(self.cow_limit),
             durable: true,
         };
@@ -101,6 +107,13 @@ impl Checkpoint {
             print(&describe(&status, self.keep_parent))?;
         }
         Ok(0)
+    }
+}
+
+fn compression(text: &str) -> Result<Compression, String> {
+    match text {
+        "zstd" => Ok(Compression::Zstd),
+        _ => Err("zstd is what there is".into()),
     }
 }
 
@@ -152,9 +165,13 @@ fn show(bar: &ProgressBar, status: &CheckpointStatus) {
 fn describe(status: &CheckpointStatus, keep_parent: bool) -> String {
     let stun_us = status.stun_ns.unwrap_or(0) / 1000;
     let mut text = format!(
-        "{}: {} MB of memory saved, stun {stun_us} us, {} pages copied on write",
+        "{}: {} MB of memory saved{}, stun {stun_us} us, {} pages copied on write",
         status.folder.display(),
         status.bytes / 1_000_000,
+        match status.stored_bytes {
+            stored if stored < status.bytes => format!(" in {} MB", stored / 1_000_000),
+            _ => String::new(),
+        },
         status.copied,
     );
     if status.overflowed > 0 {

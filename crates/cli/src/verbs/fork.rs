@@ -117,6 +117,7 @@ impl Fork {
             folder: folder.into(),
             keep_parent: !self.copy_disk,
             incremental_from: None,
+            compress: None,
             cow_limit: None,
             durable: false,
         };

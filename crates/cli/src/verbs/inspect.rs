@@ -59,10 +59,7 @@ fn describe_checkpoint(checkpoint: &Checkpoint) -> String {
         ("checkpoint", manifest.id.to_string()),
         ("format", format!("{}, release {}", manifest.version, manifest.release)),
         ("name", manifest.vm["name"].as_str().unwrap_or("").into()),
-        (
-            "memory",
-            format!("{}M, {}M saved", machine.memory_bytes >> 20, manifest.memory.pages >> 8),
-        ),
+        ("memory", describe_memory(manifest)),
         ("CPU", format!("x86-64-{}", machine.cpu)),
         ("branches", manifest.point.branches.to_string()),
         ("guest time", format!("{:.3} s", manifest.virtual_time_ns as f64 / 1e9)),
@@ -83,6 +80,14 @@ fn describe_checkpoint(checkpoint: &Checkpoint) -> String {
         lines.push(("net", format!("mac {}", mac.map(|byte| format!("{byte:02x}")).join(":"))));
     }
     lines.into_iter().map(|(key, value)| format!("{key:<11}{value}\n")).collect()
+}
+
+fn describe_memory(manifest: &checkpoint::Manifest) -> String {
+    let (whole, saved) = (manifest.machine.memory_bytes >> 20, manifest.memory.pages >> 8);
+    let packed = manifest.memory.packed.as_ref();
+    let packed =
+        packed.map(|packed| format!(" in {}M by {}", packed.size >> 20, packed.compression));
+    format!("{whole}M, {saved}M saved{}", packed.unwrap_or_default())
 }
 
 fn describe(info: &VmInfo) -> String {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::{Duration, UNIX_EPOCH};
 
-use checkpoint::{Captured, CheckpointError, DiskKept, DiskPolicy, DiskReads, Saver};
+use checkpoint::{Captured, CheckpointError, DiskKept, DiskPolicy, DiskReads, SaveOptions, Saver};
 use disk::{CommitState, DiskError, DiskSpec, Format, Marker, Retained};
 use machine::MachineSpec;
 
@@ -81,14 +81,14 @@ fn take(keeper: &Keeper, job: &Job, mark: Option<Mark>) -> Result<Taken, KeepErr
     let from = request.incremental_from.as_deref();
     let since = from.map(|from| keeper.since(from, &request.folder)).transpose()?;
     let copies_max = request.cow_limit.unwrap_or(COW_LIMIT_DEFAULT) / 4096;
-    let (saver, guest) = Saver::prepare(
-        &request.folder,
-        &keeper.pages,
-        usize::try_from(copies_max).unwrap_or(usize::MAX),
+    let options = SaveOptions {
+        copies_max: usize::try_from(copies_max).unwrap_or(usize::MAX),
         since,
-        request.durable,
-        std::sync::Arc::clone(&job.progress),
-    )?;
+        durable: request.durable,
+        packed: request.compress.is_some(),
+    };
+    let progress = std::sync::Arc::clone(&job.progress);
+    let (saver, guest) = Saver::prepare(&request.folder, &keeper.pages, options, progress)?;
     let disks = keeper.disks();
     let mut waiting = Waiting::all(&disks, request.keep_parent)?;
     job.told().id = Some(saver.id());

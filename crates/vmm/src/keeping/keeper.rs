@@ -140,6 +140,7 @@ impl Keeper {
             folder: live.start_folder(),
             keep_parent: true,
             incremental_from: None,
+            compress: None,
             cow_limit: None,
             durable: true,
         };
@@ -158,6 +159,7 @@ impl Keeper {
             folder: std::path::absolute(&folder).unwrap_or(folder),
             keep_parent: true,
             incremental_from: recorded.last.clone().filter(|_| !stands_alone),
+            compress: None,
             cow_limit: None,
             // One that a power cut spoils is passed over by those who replay.
             durable: false,
@@ -247,6 +249,7 @@ impl Keeper {
             pages: count(&progress.pages),
             pages_done: count(&progress.pages_done),
             bytes: count(&progress.bytes),
+            stored_bytes: count(&progress.stored),
             copied: count(&progress.copied),
             overflowed: count(&progress.overflowed),
             stun_ns: told.stun_ns,

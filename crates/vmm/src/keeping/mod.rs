@@ -22,7 +22,9 @@ pub(crate) use keeper::{Keeper, KeeperParts, LiveDisk};
 pub(crate) use kept::VmKept;
 pub(crate) use restore::{check_unchanged, prepare};
 pub use restore::{free_port, restored_spec, state_dir};
-pub use status::{CheckpointRequest, CheckpointStatus, Phase, RecordRequest, RecordStatus};
+pub use status::{
+    CheckpointRequest, CheckpointStatus, Compression, Phase, RecordRequest, RecordStatus,
+};
 
 use checkpoint::Captured;
 use disk::{Overlay, Switched};

@@ -12,6 +12,14 @@ fn yes() -> bool {
     true
 }
 
+/// How guest memory is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Zstandard, at a fast level.
+    Zstd,
+}
+
 /// A checkpoint to be taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +35,9 @@ pub struct CheckpointRequest {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub incremental_from: Option<PathBuf>,
+    /// Compress memory. It is smaller, and restores read all of it before the guest goes on.
+    #[serde(default)]
+    pub compress: Option<Compression>,
     /// Bytes of original pages that may wait in memory for the saver.
     #[serde(default)]
     pub cow_limit: Option<u64>,
@@ -83,6 +94,8 @@ pub struct CheckpointStatus {
     pub pages_done: u64,
     /// Bytes of memory saved.
     pub bytes: u64,
+    /// Bytes that they take in the folder, once that is known.
+    pub stored_bytes: u64,
     /// Original pages that were copied because the guest wrote to them.
     pub copied: u64,
     /// Of them, those that the guest's thread saved itself, at the limit.
