@@ -2,8 +2,9 @@
 //! verification, and the machine that comes of it.
 //!
 //! Input: which file, whether checksums are made right again (bit 0) and memory is packed (bit 1),
-//! the number of changes, the changes, and bytes that take the file's place if there are any. Whatever happens, there is no panic; what
-//! is refused is refused with words, and the folder is as it was.
+//! the number of changes, the changes, and bytes that take the file's place if there are any.
+//! Whatever happens, there is no panic; what is refused is refused with words, and the folder is as
+//! it was.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The file of guest memory, and a last page that says whose it is.
 //!
-//! Plain, it is sparse, each page at its RAM offset, so that it can be mapped. Packed, it is runs of
-//! pages in the order in which they were saved, each a zstd frame, or as it is where that is not
+//! Plain, it is sparse, each page at its RAM offset, so that it can be mapped. Packed, it is runs
+//! of pages in the order in which they were saved, each a zstd frame, or as it is where that is not
 //! shorter or there is no time: the index says where they are.
 
 use std::fs::File;
