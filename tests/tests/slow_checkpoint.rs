@@ -89,7 +89,7 @@ fn check_image(scratch: &Scratch, image: &Path, least: u64, random: &mut Random)
     match open(image) {
         Ok(()) => {
             check_log(scratch, image, least);
-            images::check_qcow2(image);
+            images::check_killed_qcow2(image);
             let folder = image.parent().expect("a folder");
             // A marker that was never named may be there.
             let other = |name: &String| !name.starts_with("c") && !name.ends_with(".doppel.new");

@@ -3,11 +3,16 @@
 //! is used is also counted as used, so that nothing in use is handed out again.
 //!
 //! It finds truncated and visibly damaged images before a guest meets them, and keeps damage from
-//! growing. Memory and time are bounded: an image with more than [`WALK_SIZE_MAX`] of L2 tables
+//! growing. What a writer that was killed leaves is put right: the library (0.2.6) names a new L2
+//! table in the L1 table before the count of its cluster is written, and such a table is counted
+//! here, as `qemu-img check -r all` would.
+//!
+//! Memory and time are bounded: an image with more than [`WALK_SIZE_MAX`] of L2 tables
 //! (512 GiB of data at 64 KiB clusters) or of refcount blocks has those left out.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::DiskError;
@@ -21,10 +26,13 @@ const FLAG_COPIED: u64 = 1 << 63;
 const FLAG_COMPRESSED: u64 = 1 << 62;
 const FLAG_ZERO: u64 = 1;
 const L1_RESERVED: u64 = !(OFFSET_MASK | FLAG_COPIED);
+/// What an L2 table is called.
+const L2_TABLE: &str = "L2 table";
 
-/// Checks the tables of `file`, `len` bytes long.
+/// Checks the tables of `file`, `len` bytes long; if it is `writable`, counts L2 tables that a kill
+/// left uncounted.
 ///
-/// Fails with [`DiskError::Corrupt`], which names the table entry.
+/// Fails with [`DiskError::Corrupt`], which names the table entry, and with [`DiskError::Io`].
 pub(crate) fn verify(
     path: &Path,
     file: &File,
@@ -123,7 +131,7 @@ impl Walk<'_> {
         for entry in &mut entries {
             *entry &= OFFSET_MASK;
         }
-        self.claim_all("L2 table", &entries)?;
+        self.claim_all(L2_TABLE, &entries)?;
         entries.retain(|entry| *entry != 0);
         Ok(entries)
     }
@@ -195,6 +203,7 @@ impl Walk<'_> {
     /// Checks that every used cluster is counted, and those written in place exactly once.
     fn refcounts(&mut self, blocks: &[u64]) -> Result<(), DiskError> {
         let mut counts = Refcounts::new(self.header);
+        let mut uncounted = Vec::new();
         let mut used = std::mem::take(&mut self.used);
         used.extend(self.tables.keys().map(|cluster| (*cluster, true)));
         used.sort_unstable();
@@ -202,8 +211,14 @@ impl Walk<'_> {
             let count = counts.of(self, blocks, cluster)?;
             let at = cluster * self.header.cluster_size;
             if count == 0 {
-                return self
-                    .corrupt(format!("the cluster at offset {at} is used but counted free"));
+                let repairable = self.tables.get(&cluster) == Some(&L2_TABLE);
+                match counts.place(blocks, cluster).filter(|_| repairable) {
+                    Some(place) => uncounted.push(place),
+                    None => {
+                        let what = format!("the cluster at offset {at} is used but counted free");
+                        return self.corrupt(what);
+                    }
+                }
             }
             let shared = position > 0 && used[position - 1].0 == cluster;
             if in_place && (count > 1 || shared) && !self.tables.contains_key(&cluster) {
@@ -212,7 +227,25 @@ impl Walk<'_> {
                 ));
             }
         }
-        Ok(())
+        uncounted.into_iter().try_for_each(|place| self.count_one(counts.order, place))
+    }
+
+    /// Writes the count 1 for a cluster that is counted free.
+    fn count_one(&self, order: u32, (block, index): (u64, u64)) -> Result<(), DiskError> {
+        let bit = index << order;
+        let (at, size) = (block + bit / 8, (1usize << order).div_ceil(8));
+        let mut bytes = vec![0; size];
+        read_exact(self.path, self.file, at, &mut bytes)?;
+        // Counts of less than a byte lie from the low bit up, longer ones are big-endian.
+        bytes[size - 1] |= 1 << (bit % 8);
+        tracing::warn!("{:?} was not closed: a table at {at} counts one cluster more", self.path);
+        self.file.write_all_at(&bytes, at).map_err(|source| DiskError::Io {
+            path: self.path.into(),
+            operation: "repair",
+            offset: at,
+            len: size as u64,
+            source,
+        })
     }
 }
 
@@ -229,11 +262,15 @@ impl Refcounts {
         Refcounts { order, entries_per_block: (header.cluster_size * 8) >> order, loaded: None }
     }
 
+    /// The offset of the block that has the count of a cluster, and its index there.
+    fn place(&self, blocks: &[u64], cluster: u64) -> Option<(u64, u64)> {
+        let block = *blocks.get((cluster / self.entries_per_block) as usize)?;
+        (block != 0).then_some((block, cluster % self.entries_per_block))
+    }
+
     fn of(&mut self, walk: &Walk, blocks: &[u64], cluster: u64) -> Result<u64, DiskError> {
         let block = cluster / self.entries_per_block;
-        let Some(&offset) = blocks.get(block as usize).filter(|offset| **offset != 0) else {
-            return Ok(0);
-        };
+        let Some((offset, _)) = self.place(blocks, cluster) else { return Ok(0) };
         if self.loaded.as_ref().is_none_or(|(number, _)| *number != block) {
             let mut bytes = vec![0; walk.header.cluster_size as usize];
             read_exact(walk.path, walk.file, offset, &mut bytes)?;
