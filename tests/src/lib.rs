@@ -18,6 +18,7 @@ pub mod kept;
 pub mod net;
 pub mod random;
 pub mod scratch;
+pub mod shell;
 pub mod soak;
 pub mod terminal;
 pub mod writer;

@@ -1,55 +1,11 @@
 //! Checkpoints, restores and forks of the real `doppel`: what a user does and sees (C1 to C9).
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use serde_json::Value;
-use whole::doppel::{Doppel, Ended, Running, SHORT};
+use whole::doppel::{Doppel, SHORT};
 use whole::images;
 use whole::scratch::Scratch;
-
-/// How long a guest may take to boot, or a checkpoint to be taken, on a busy host.
-const LONG: Duration = Duration::from_secs(120);
-
-/// A mini guest with a disk, at its shell.
-fn shell(scratch: &Scratch, name: &str, disk: &Path) -> Running {
-    let mut vm = Doppel::new(scratch, "run")
-        .guest("mini", "backports", "quiet")
-        .args("--memory 128M --name")
-        .arg(name)
-        .disk(disk, "")
-        .typed()
-        .start();
-    vm.wait_for("# ", LONG);
-    vm.wait_ready(scratch, name);
-    vm
-}
-
-fn verb(scratch: &Scratch, words: &str) -> Ended {
-    let (verb, rest) = words.split_once(' ').unwrap_or((words, ""));
-    let mut doppel = Doppel::new(scratch, verb).args(rest);
-    doppel.command().env("XDG_STATE_HOME", scratch.path("state")).current_dir(scratch.root());
-    doppel.run(LONG)
-}
-
-fn json(scratch: &Scratch, words: &str) -> Value {
-    let ended = verb(scratch, &format!("{words} --json"));
-    ended.expect(0);
-    serde_json::from_str(&ended.console).expect("JSON")
-}
-
-fn restore(scratch: &Scratch, words: &str) -> Running {
-    let mut doppel = Doppel::new(scratch, "restore").args(words).typed();
-    doppel.command().env("XDG_STATE_HOME", scratch.path("state")).current_dir(scratch.root());
-    doppel.start()
-}
-
-/// Types a command; what it prints before `mark`.
-fn ask(vm: &mut Running, command: &str, mark: &str) {
-    let from = vm.console().len();
-    vm.type_text(&format!("{command}; echo {mark}-$((6*7))\n"));
-    vm.wait_from(from, &format!("{mark}-42"), LONG);
-}
+use whole::shell::{ask, json, restore, shell, verb};
 
 fn disk(scratch: &Scratch, name: &str) -> PathBuf {
     images::create(scratch, name, "qcow2", "32M")
@@ -60,7 +16,7 @@ fn disk(scratch: &Scratch, name: &str) -> PathBuf {
 fn copied_checkpoint_restores_with_its_disk_and_the_vm_keeps_its_image() {
     let scratch = Scratch::new();
     let image = disk(&scratch, "d.qcow2");
-    let mut vm = shell(&scratch, "one", &image);
+    let mut vm = shell(&scratch, "one", &image, "");
     ask(&mut vm, "X=old; echo before | dd of=/dev/vda conv=fsync 2>/dev/null", "w");
     let status = json(&scratch, "checkpoint one c");
     assert_eq!(status["phase"], "done");
@@ -92,7 +48,7 @@ fn copied_checkpoint_restores_with_its_disk_and_the_vm_keeps_its_image() {
 fn kept_parent_belongs_to_the_checkpoint_and_chains_grow_on_it() {
     let scratch = Scratch::new();
     let image = disk(&scratch, "d.qcow2");
-    let mut vm = shell(&scratch, "one", &image);
+    let mut vm = shell(&scratch, "one", &image, "");
     ask(&mut vm, "X=a; echo first | dd of=/dev/vda conv=fsync 2>/dev/null", "w");
     json(&scratch, "checkpoint one base --keep-parent");
     let live = json(&scratch, "inspect one")["disks"][0]["path"].clone();
@@ -128,18 +84,37 @@ fn kept_parent_belongs_to_the_checkpoint_and_chains_grow_on_it() {
 #[ignore = "needs guests and a release build: cargo xtask test"]
 fn forks_run_beside_the_original_each_with_its_own_past() {
     let scratch = Scratch::new();
-    let mut vm = shell(&scratch, "one", &disk(&scratch, "d.qcow2"));
-    ask(&mut vm, "X=kept", "w");
+    let mut vm = shell(&scratch, "one", &disk(&scratch, "d.qcow2"), "--net user");
+    let address = "cat /sys/class/net/eth0/address";
+    ask(&mut vm, &format!("X=kept; {address}"), "w");
     let report = json(&scratch, "fork one -n 3");
     assert_eq!(report["copies"].as_array().map(Vec::len), Some(3), "{report}");
-    ask(&mut vm, "echo X=$X.", "still");
+    let forked = "dmesg | grep -c 'virtual machine fork'";
+    assert!(ask(&mut vm, forked, "still").contains("\n0\n"), "the original is no copy");
+    let mac = |name: &str| {
+        let mac = json(&scratch, &format!("inspect {name}"))["nets"][0]["mac"].clone();
+        mac.as_str().expect("an address").to_owned()
+    };
+    let mut macs = vec![mac("one")];
     for name in ["one-1", "one-2", "one-3"] {
         let mut console = Doppel::new(&scratch, "console").arg(name).typed().start();
-        ask(&mut console, "echo $X-$X", "r");
-        assert!(console.console().contains("kept-kept"), "{}", console.console());
+        let said = ask(&mut console, &format!("echo $X-$X; {forked}"), "r");
+        assert!(said.contains("kept-kept"), "{said}");
+        assert!(said.contains("\n1\n"), "its random numbers are as the original's: {said}");
+        // A running driver keeps the address it had; bound anew, it reads the copy's own.
+        let said = ask(&mut console, address, "m");
+        assert!(said.contains(&macs[0]), "{said}");
+        let rebind = "cd /sys/bus/virtio/drivers/virtio_net; D=$(ls -d virtio*); \
+                      echo $D > unbind; echo $D > bind; cd /; sleep 1; ls /sys/class/net; ";
+        let said = ask(&mut console, &format!("{rebind}{address}"), "n");
+        macs.push(mac(name));
+        assert!(said.contains(&macs[macs.len() - 1]), "{macs:?}: {said}");
         drop(console);
         verb(&scratch, &format!("stop {name} --force")).expect(0);
     }
+    macs.sort();
+    macs.dedup();
+    assert_eq!(macs.len(), 4, "{macs:?}");
 }
 
 #[test]
@@ -147,7 +122,7 @@ fn forks_run_beside_the_original_each_with_its_own_past() {
 fn refusals_leave_nothing_behind() {
     let scratch = Scratch::new();
     let image = disk(&scratch, "d.qcow2");
-    let vm = shell(&scratch, "one", &image);
+    let vm = shell(&scratch, "one", &image, "");
     scratch.write("taken", "x");
     for (words, why) in [
         ("checkpoint one taken", "exists"),

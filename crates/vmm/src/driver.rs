@@ -26,7 +26,7 @@ use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
 use crate::keeping::{CaptureOrder, CapturedVm, Mark};
 use crate::lifecycle::Lifecycle;
 use crate::ports::Ports;
-use crate::prepare::mac;
+use crate::prepare::copied_mac;
 use crate::recording::{LogFeed, Note, Recording, Stretch};
 use crate::status::{SharedCounters, SharedMetrics};
 use crate::{End, Metrics, RecordingError, State, VmError};
@@ -113,10 +113,9 @@ impl Driver {
 
     /// Makes the machine another one than that it is a copy of.
     fn renew(&mut self, id: [u8; 16]) {
-        let seed = u64::from_le_bytes(*id.first_chunk().expect("an id has 16 bytes"));
         self.machine.inject(&mut self.ports, Input::Generation { id });
         for nic in 0..self.machine.spec().nics.len() {
-            let mac = mac(seed, nic as u64);
+            let mac = copied_mac(&id, nic as u64);
             self.machine.inject(&mut self.ports, Input::NetAddress { nic: nic as u32, mac });
         }
         for nic in self.ports.nets.len()..self.machine.spec().nics.len() {

@@ -221,6 +221,11 @@ fn random<const N: usize>() -> Result<[u8; N], VmError> {
     Ok(bytes)
 }
 
+/// The Ethernet address of card `index` of a copy with the VM generation id `id`.
+pub(crate) fn copied_mac(id: &[u8; 16], index: u64) -> [u8; 6] {
+    mac(u64::from_le_bytes(*id.first_chunk().expect("an id has 16 bytes")), index)
+}
+
 /// The Ethernet address of card `index`: QEMU's prefix, then a digest of seed and index
 /// (splitmix64), so that VMs on one network differ.
 pub(crate) fn mac(seed: u64, index: u64) -> [u8; 6] {

@@ -10,7 +10,7 @@ use disk::{DiskIo, Format, Parent, empty_overlay};
 use super::VmKept;
 use crate::boot_files::BootFiles;
 use crate::ports::DiskPort;
-use crate::prepare::{Prepared, check_flags, check_memory, engine, random_id};
+use crate::prepare::{Prepared, check_flags, check_memory, copied_mac, engine, random_id};
 use crate::spec::RestoreSpec;
 use crate::{ConsoleSpec, DiskInfo, NetKind, NetSpec, VmError, VmSpec};
 
@@ -108,7 +108,13 @@ pub(crate) fn prepare(spec: &VmSpec, restore: &RestoreSpec) -> Result<Prepared, 
         disks.push(port);
         disk_infos.push(info);
     }
-    let macs = machine.spec().nics.iter().map(|nic| nic.mac).collect();
+    let generation = restore.copy.then(random_id).transpose()?;
+    let own = machine.spec().nics.iter().map(|nic| nic.mac);
+    let macs = (0..).zip(own).map(|(nic, mac)| match &generation {
+        Some(id) => copied_mac(id, nic),
+        None => mac,
+    });
+    let macs = macs.collect();
     Ok(Prepared {
         machine,
         engine,
@@ -118,7 +124,7 @@ pub(crate) fn prepare(spec: &VmSpec, restore: &RestoreSpec) -> Result<Prepared, 
         macs,
         requests,
         restored_from: Some(checkpoint.manifest().id),
-        generation: restore.copy.then(random_id).transpose()?,
+        generation,
     })
 }
 
