@@ -240,6 +240,30 @@ fn missing_or_broken_passt_is_explained() {
 }
 
 #[test]
+fn network_that_is_not_waited_for_carries_what_was_sent_before_it_was_up() {
+    let (sender, events) = channel();
+    let spec = UserNetSpec { wait: false, ..UserNetSpec::default() };
+    let mut net = UserNet::start(&spec, move |event| _ = sender.send(event)).unwrap();
+    // passt is hardly a process yet.
+    let host = UdpSocket::bind("127.0.0.1:0").unwrap();
+    host.set_read_timeout(Some(TIME_MAX)).unwrap();
+    net.transmit(&udp((GUEST, 4000), (GATEWAY, host.local_addr().unwrap().port()), b"early"));
+    let mut bytes = [0; 16];
+    let (len, from) = host.recv_from(&mut bytes).unwrap();
+    assert_eq!(&bytes[..len], b"early");
+    host.send_to(b"late", from).unwrap();
+    frame_where(&events, |frame| frame.ends_with(b"late"));
+    drop(net);
+    // One that does not come up takes the link down, and says why.
+    let (sender, events) = channel();
+    let spec = UserNetSpec { program: "false".into(), wait: false, ..UserNetSpec::default() };
+    let net = UserNet::start(&spec, move |event| _ = sender.send(event)).unwrap();
+    let NetEvent::LinkDown(why) = events.recv_timeout(TIME_MAX).unwrap() else { panic!("a frame") };
+    assert!(why.contains("passt"), "{why}");
+    drop(net);
+}
+
+#[test]
 fn passt_ends_with_the_network_and_the_link_with_passt() {
     let (net, events) = start(&[]);
     let id = net.passt_id();

@@ -88,7 +88,9 @@ fn launch(
     let entry = Entry::claim(&name)?;
     let listeners = listen(spec, &entry)?;
     let (nets, plug_control) = (spec.nets.clone(), control.clone());
-    let plug: Plug = Box::new(move || open_nets(&nets, &plug_control));
+    // A restored guest has had its network for long: it need not wait for passt to come up.
+    let wait = spec.restore.is_none();
+    let plug: Plug = Box::new(move || open_nets(&nets, &plug_control, wait));
     let (feed, plug, recording) = match start {
         Start::Live(recording) => {
             ports.nets = plug()?;
@@ -223,7 +225,11 @@ fn listen(spec: &VmSpec, entry: &Entry) -> Result<Vec<Listener>, VmError> {
     Ok(listeners)
 }
 
-fn open_nets(nets: &[NetSpec], control: &Control) -> Result<Vec<Box<dyn NetBackend>>, VmError> {
+fn open_nets(
+    nets: &[NetSpec],
+    control: &Control,
+    wait: bool,
+) -> Result<Vec<Box<dyn NetBackend>>, VmError> {
     let open = |(card, net): (usize, &NetSpec)| {
         let control = control.clone();
         let on_event = move |event| control.net_event(card, event);
@@ -232,7 +238,8 @@ fn open_nets(nets: &[NetSpec], control: &Control) -> Result<Vec<Box<dyn NetBacke
                 Box::new(Tap::open(name, on_event)?) as Box<dyn NetBackend>
             }
             crate::NetKind::User(forwards) => {
-                let spec = UserNetSpec { forwards: forwards.clone(), ..UserNetSpec::default() };
+                let forwards = forwards.clone();
+                let spec = UserNetSpec { forwards, wait, ..UserNetSpec::default() };
                 Box::new(UserNet::start(&spec, on_event)?)
             }
         })

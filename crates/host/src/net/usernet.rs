@@ -55,12 +55,16 @@ pub struct UserNetSpec {
     pub reach_host: bool,
     /// The passt program; looked up in PATH if it has no slash.
     pub program: OsString,
+    /// Whether to wait until passt answers. If not, what the guest sends meanwhile waits for it,
+    /// and should it not come up, the link goes down.
+    pub wait: bool,
 }
 
 impl Default for UserNetSpec {
-    /// No forwarding, the host reachable, `passt` from PATH.
+    /// No forwarding, the host reachable, `passt` from PATH, waited for.
     fn default() -> UserNetSpec {
-        UserNetSpec { forwards: Vec::new(), reach_host: true, program: "passt".into() }
+        let forwards = Vec::new();
+        UserNetSpec { forwards, reach_host: true, program: "passt".into(), wait: true }
     }
 }
 
@@ -92,7 +96,8 @@ struct Outgoing {
 }
 
 impl UserNet {
-    /// Starts passt and the thread that calls `on_event`; returns when passt answers.
+    /// Starts passt and the thread that calls `on_event`; returns when passt answers, if that is to
+    /// be waited for.
     ///
     /// Fails if passt is not installed, cannot run, or a forwarded port is taken.
     pub fn start(
@@ -106,10 +111,15 @@ impl UserNet {
         let wake = Wake::new().map_err(NetError::system("make an eventfd"))?;
         let link = Arc::new(Link { socket, wake, outgoing: Mutex::default() });
         let mut reader = Reader { link: Arc::clone(&link), incoming: Vec::new(), on_event };
-        reader.greet(&mut passt)?;
+        // Ahead of what the guest sends, so that the answer is the first frame that comes.
+        reader.link.send_frame(&arp_request());
+        if spec.wait {
+            reader.greet(&mut passt)?;
+        }
+        let greeted = spec.wait;
         let thread = std::thread::Builder::new()
             .name("usernet".into())
-            .spawn(move || reader.run(passt))
+            .spawn(move || reader.run(passt, greeted))
             .map_err(NetError::system("start a thread"))?;
         let (counters, repeats) = (NetCounters::default(), Repeats::default());
         Ok(UserNet { link, thread: Some(thread), counters, repeats, passt_id })
@@ -216,11 +226,14 @@ struct Reader<F> {
 }
 
 impl<F: FnMut(NetEvent)> Reader<F> {
-    /// Asks who has the gateway's address until passt answers; its ports are bound by then.
+    /// Waits until passt says who has the gateway's address, as it was asked; its ports are bound
+    /// by then. Ends early if nobody wants the network any more.
     fn greet(&mut self, passt: &mut Passt) -> Result<(), NetError> {
-        self.link.send_frame(&arp_request());
         let deadline = Instant::now() + START_TIME_MAX;
         loop {
+            if self.link.lock().stopping {
+                return Ok(());
+            }
             let ended = match self.receive() {
                 Ok(true) => false,
                 Ok(false) | Err(_) => true,
@@ -241,8 +254,15 @@ impl<F: FnMut(NetEvent)> Reader<F> {
         }
     }
 
-    fn run(mut self, mut passt: Passt) {
+    fn run(mut self, mut passt: Passt, greeted: bool) {
+        let greeting = if greeted { Ok(()) } else { self.greet(&mut passt) };
         let why = loop {
+            if let Err(error) = &greeting {
+                break error.to_string();
+            }
+            if let Err(what) = self.deliver() {
+                break what;
+            }
             match self.wait() {
                 Ok(Next::Stop) => return,
                 Ok(Next::Read) => {}
@@ -254,9 +274,6 @@ impl<F: FnMut(NetEvent)> Reader<F> {
                 Ok(true) => {}
                 Ok(false) => break "it closed its socket".into(),
                 Err(error) => break error.to_string(),
-            }
-            if let Err(what) = self.deliver() {
-                break what;
             }
         };
         self.link.lock().down = true;
