@@ -34,7 +34,7 @@ fn ask(vm: &mut Running, command: &str, mark: &str) {
 fn shell(scratch: &Scratch, more: &str) -> Running {
     let image = images::create(scratch, "d.qcow2", "qcow2", "32M");
     let mut vm = Doppel::new(scratch, "run");
-    vm.command().current_dir(scratch.root());
+    vm.command().current_dir(scratch.root()).env("XDG_STATE_HOME", scratch.path("state"));
     let mut vm = vm
         .guest("mini", "backports", "quiet")
         .args("--memory 128M --name one")
@@ -157,4 +157,39 @@ fn clock_of_a_guest_is_the_host_s_again_after_a_pause() {
     for engine in ["translate", "interp"] {
         assert_eq!(json(&scratch, &format!("verify rec --engine {engine}"))["orderly_end"], true);
     }
+}
+
+#[test]
+#[ignore = "needs guests and a release build: cargo xtask test"]
+fn flight_recorder_s_recording_has_the_disk_of_its_beginning() {
+    let scratch = Scratch::new();
+    let mut vm = shell(&scratch, "--flight-recorder 4s,2G");
+    ask(&mut vm, "X=kept; echo before | dd of=/dev/vda conv=fsync 2>/dev/null", "w");
+    vm.type_text("while :; do dd if=/dev/vda of=/dev/vda bs=64k seek=64 count=256 conv=notrunc ");
+    vm.type_text("iflag=direct oflag=direct 2>/dev/null; done &\n");
+    for round in 0..3 {
+        let write = format!("echo round-{round} | dd of=/dev/vda conv=notrunc 2>/dev/null");
+        ask(&mut vm, &format!("head -1 /dev/vda; {write}; sync; sleep 2"), &format!("r{round}"));
+    }
+    verb(&scratch, "save-recording one rec").expect(0);
+    ask(&mut vm, "kill %1; echo after | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null", "a");
+    for engine in ["translate", "interp"] {
+        let report = json(&scratch, &format!("verify rec --engine {engine}"));
+        assert!(report["orderly_end"] == true && report["checks"].as_u64() > Some(0), "{report}");
+    }
+    let replayed = verb(&scratch, "replay rec").console;
+    assert!(replayed.contains("round-1") && !replayed.contains("DOPPEL-INIT"), "{replayed}");
+    let mut live = Doppel::new(&scratch, "replay").args("rec --go-live --name two").typed();
+    live.command().current_dir(scratch.root());
+    let mut live = live.start();
+    live.wait_ready(&scratch, "two");
+    ask(&mut live, "kill %1; echo X=$X.; head -1 /dev/vda", "l");
+    let said = live.console();
+    assert!(said.contains("X=kept.") && said.contains("round-2"), "{said}");
+    live.kill_off();
+    ask(&mut vm, "head -1 /dev/vda", "z");
+    assert!(vm.console().contains("after"), "{}", vm.console());
+    vm.kill_off();
+    images::check_qcow2(&scratch.path("d.1.qcow2"));
+    images::check_qcow2(&scratch.path("rec/disk0.qcow2"));
 }

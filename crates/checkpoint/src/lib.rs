@@ -33,7 +33,7 @@ mod store;
 
 pub use capture::{Captured, capture};
 pub use error::CheckpointError;
-pub use lineage::{merge, prune};
+pub use lineage::{adopt, merge, prune};
 pub use manifest::{DiskKept, DiskPolicy, Id, Manifest, PackedKept, Parent};
 pub use open::{Checkpoint, DEPTH_MAX, RestoredMachine};
 pub use save::{Progress, SaveOptions, SavedSaver, Saver, Since, Summary, save_now};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::CheckpointError;
 use crate::index::{Index, PageSums};
-use crate::manifest::{FileKept, Manifest, MemoryKept, PackedKept};
+use crate::manifest::{DiskKept, FileKept, Manifest, MemoryKept, PackedKept};
 use crate::memory_file::{Batch, MemoryFile};
 use crate::open::{Checkpoint, Level};
 use crate::store::{self, Draft, INDEX, MANIFEST, MEMORY, PACKED, SECTIONS, failed, memory_name};
@@ -78,6 +78,31 @@ fn link_the_rest(folder: &Path, draft: &Draft) -> Result<(), CheckpointError> {
     }
     debug_assert!(draft.path(SECTIONS).exists());
     Ok(())
+}
+
+/// Makes the checkpoint at `to`, which must not exist, of the one in `from`, which stands alone:
+/// the same machine, with `disks` in the place of its own. Files are shared where they can be.
+///
+/// # Errors
+/// [`CheckpointError`]; nothing is left then.
+pub fn adopt(from: &Path, to: &Path, disks: Vec<DiskKept>) -> Result<(), CheckpointError> {
+    let manifest = Manifest { disks, ..Manifest::read(from)? };
+    if manifest.parent.is_some() {
+        let what = "it stands on another one".to_owned();
+        return Err(CheckpointError::Damaged { path: from.into(), what });
+    }
+    let draft = Draft::new(to)?;
+    let memory = memory_name(manifest.memory.packed.is_some());
+    for name in [SECTIONS, INDEX, memory] {
+        let path = from.join(name);
+        if fs::hard_link(&path, draft.path(name)).is_err() {
+            fs::copy(&path, draft.path(name)).map_err(failed("copy", &path))?;
+        }
+        let file = fs::File::open(draft.path(name)).map_err(failed("open", &path))?;
+        file.sync_all().map_err(failed("write", &path))?;
+    }
+    draft.write(MANIFEST, &manifest.encode(), true)?;
+    draft.finish(true)
 }
 
 /// Merges the checkpoint in `folder`, then removes those it stood on that no other checkpoint

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vmm::{DiskSpec, EngineKind, Format, Forward, Model, NetKind, NetSpec};
+use vmm::{DiskSpec, EngineKind, FlightSpec, Format, Forward, Model, NetKind, NetSpec};
 
 use crate::key_value::KeyValues;
 
@@ -121,6 +121,16 @@ pub fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// `--flight-recorder`.
+pub fn flight(text: &str) -> Result<FlightSpec, String> {
+    let parse = || {
+        let (window, size) = text.split_once(',')?;
+        let size_max = crate::size::parse_size(size).ok()?;
+        Some(FlightSpec { window: interval(window).ok()?, size_max })
+    };
+    parse().ok_or_else(|| "write a time and a size such as 10min,4G".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +198,11 @@ mod tests {
         assert_eq!(time("30"), Ok(Duration::from_secs(30)));
         assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(time("2min"), Ok(Duration::from_secs(120)));
+        let window = Duration::from_secs(600);
+        assert_eq!(flight("10min,4G"), Ok(FlightSpec { window, size_max: 4 << 30 }));
+        for text in ["", "10min", "10min,", ",4G", "0s,4G", "4G,10min"] {
+            assert!(flight(text).unwrap_err().contains("10min,4G"), "{text}");
+        }
         assert!(time("").is_err() && time("5h").is_err() && time("1.5s").is_err());
     }
 }

@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use journal::{DiskCompletion, DiskFailed, DiskOperation, DiskRequest};
 
 use crate::backend::check_range;
+use crate::before::BeforeImages;
 use crate::commit::{CommitWatch, Committing};
 use crate::overlay::{Overlay, Retained};
 use crate::{BlockBackend, DiskError, SECTOR_SIZE};
@@ -50,6 +51,8 @@ enum Job {
     Request(DiskRequest),
     /// Put an overlay on top.
     Switch(Box<Overlay>, Sender<Result<Retained, DiskError>>),
+    /// From here, keep what was there before.
+    Preserve(BeforeImages, Sender<()>),
     /// Commit the overlay at a path into its parent.
     Commit {
         overlay: PathBuf,
@@ -64,6 +67,14 @@ enum Job {
 pub struct Switched {
     shared: Arc<Shared>,
     retained: Receiver<Result<Retained, DiskError>>,
+    witnessed: Vec<u64>,
+}
+
+/// The outcome of [`DiskIo::preserve`], when there is one.
+#[derive(Debug)]
+pub struct Moment {
+    shared: Arc<Shared>,
+    passed: Receiver<()>,
     witnessed: Vec<u64>,
 }
 
@@ -141,6 +152,18 @@ impl DiskIo {
         state.queue.push_back(Job::Switch(Box::new(overlay), outcome));
         self.shared.changed.notify_all();
         Switched { shared: Arc::clone(&self.shared), retained, witnessed: reads }
+    }
+
+    /// From now on `before` keeps what the disk has, as it is changed: those requests that were
+    /// submitted before are in the disk of this moment. Waits for nothing. `reads` as in
+    /// [`DiskIo::switch`].
+    pub fn preserve(&self, before: BeforeImages, reads: Vec<u64>) -> Moment {
+        let (outcome, passed) = channel();
+        let mut state = self.shared.lock();
+        state.witnessed.extend(reads.iter().map(|id| (*id, None)));
+        state.queue.push_back(Job::Preserve(before, outcome));
+        self.shared.changed.notify_all();
+        Moment { shared: Arc::clone(&self.shared), passed, witnessed: reads }
     }
 
     /// A second handle to order things by, for another thread.
@@ -261,15 +284,32 @@ impl Switched {
     pub fn wait(self) -> Result<(Retained, Vec<DiskCompletion>), DiskError> {
         let gone = || DiskError::NoOverlay { why: "the VM ended meanwhile" };
         let retained = self.retained.recv().map_err(|_| gone())??;
-        let mut state = self.shared.lock();
-        let witnessed = std::mem::take(&mut state.witnessed);
-        let of = |id: &u64| {
-            let fetched = witnessed.get(id).cloned().flatten();
-            fetched.or_else(|| state.done.get(id).cloned())
-        };
-        let completions = self.witnessed.iter().filter_map(of).collect();
+        let completions = witnessed(&self.shared, &self.witnessed);
         Ok((retained, completions))
     }
+}
+
+impl Moment {
+    /// Waits for the disk's thread to do what was submitted before. Gives the results of the reads
+    /// asked for.
+    ///
+    /// Fails with [`DiskError::NoOverlay`] if the VM ended meanwhile.
+    pub fn wait(self) -> Result<Vec<DiskCompletion>, DiskError> {
+        let gone = |_| DiskError::NoOverlay { why: "the VM ended meanwhile" };
+        self.passed.recv().map_err(gone)?;
+        Ok(witnessed(&self.shared, &self.witnessed))
+    }
+}
+
+/// The results of the reads that a checkpoint asked for.
+fn witnessed(shared: &Shared, ids: &[u64]) -> Vec<DiskCompletion> {
+    let mut state = shared.lock();
+    let witnessed = std::mem::take(&mut state.witnessed);
+    let of = |id: &u64| {
+        let fetched = witnessed.get(id).cloned().flatten();
+        fetched.or_else(|| state.done.get(id).cloned())
+    };
+    ids.iter().filter_map(of).collect()
 }
 
 impl std::fmt::Debug for Job {
@@ -277,6 +317,7 @@ impl std::fmt::Debug for Job {
         f.write_str(match self {
             Job::Request(_) => "Request",
             Job::Switch(..) => "Switch",
+            Job::Preserve(..) => "Preserve",
             Job::Commit { .. } => "Commit",
         })
     }
@@ -297,6 +338,7 @@ impl Shared {
 fn serve(shared: &Shared, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBackend> {
     let mut state = shared.lock();
     let mut served = 0u64;
+    let mut before: Option<BeforeImages> = None;
     loop {
         let held_back = state.done_bytes > PENDING_BYTES_MAX && state.waiters == 0;
         let next = if held_back && !state.stopping { None } else { state.queue.pop_front() };
@@ -320,6 +362,13 @@ fn serve(shared: &Shared, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBa
         }
         let request = match job {
             Job::Request(request) => request,
+            Job::Preserve(images, outcome) => {
+                before = Some(images);
+                // Whoever asked may have gone.
+                let _ = outcome.send(());
+                state = shared.lock();
+                continue;
+            }
             other => {
                 backend = control(other, backend);
                 state = shared.lock();
@@ -327,6 +376,9 @@ fn serve(shared: &Shared, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBa
             }
         };
         let (id, bytes) = (request.id, request_bytes(&request));
+        if let Some(before) = &before {
+            keep_before(before, backend.as_mut(), &request.operation);
+        }
         let result = perform(backend.as_mut(), request.operation);
         state = shared.lock();
         state.queued_bytes -= bytes;
@@ -348,7 +400,7 @@ fn work(backend: &mut dyn BlockBackend) {
 /// Changes the images that make the disk.
 fn control(job: Job, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBackend> {
     match job {
-        Job::Request(_) => backend,
+        Job::Request(_) | Job::Preserve(..) => backend,
         Job::Switch(overlay, outcome) => match overlay.cover(backend.as_mut()) {
             Ok((on_top, retained)) => {
                 // Whoever asked may have gone.
@@ -363,6 +415,21 @@ fn control(job: Job, mut backend: Box<dyn BlockBackend>) -> Box<dyn BlockBackend
         Job::Commit { overlay, parent, path, watch } => {
             Box::new(Committing::new(backend, overlay, parent, path, watch))
         }
+    }
+}
+
+/// Keeps what a request is about to change; a panic of a backend is as good as an error of the
+/// request, which comes next.
+fn keep_before(before: &BeforeImages, disk: &mut dyn BlockBackend, operation: &DiskOperation) {
+    let (offset, len) = match operation {
+        DiskOperation::Read { .. } | DiskOperation::Flush => return,
+        DiskOperation::Write { offset, data } => (*offset, data.len() as u64),
+        DiskOperation::Discard { offset, len } | DiskOperation::WriteZeroes { offset, len } => {
+            (*offset, *len)
+        }
+    };
+    if catch_unwind(AssertUnwindSafe(|| before.keep(disk, offset, len))).is_err() {
+        tracing::error!("a disk's code failed; see the panic message");
     }
 }
 

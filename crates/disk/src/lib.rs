@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod before;
 mod chain;
 mod check;
 mod commit;
@@ -32,11 +33,12 @@ mod raw;
 mod scratch;
 
 pub use backend::{BlockBackend, Place};
+pub use before::{BeforeImages, image_of_before};
 pub use chain::BACKING_DEPTH_MAX;
 pub use commit::{CommitState, CommitWatch, commit_now};
 pub use copy::copy_disk;
 pub use error::DiskError;
-pub use io::{DiskHandle, DiskIo, PENDING_BYTES_MAX, REQUEST_LEN_MAX, Switched};
+pub use io::{DiskHandle, DiskIo, Moment, PENDING_BYTES_MAX, REQUEST_LEN_MAX, Switched};
 pub use marker::Marker;
 pub use open::{DiskSpec, Format, backing_chain, open};
 pub use overlay::{Overlay, Parent, Retained, TakenLayer, empty_overlay};

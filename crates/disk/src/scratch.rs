@@ -105,7 +105,7 @@ impl ScratchDisk {
 }
 
 /// A file that is gone when it is closed.
-fn nameless(folder: &Path) -> std::io::Result<File> {
+pub(crate) fn nameless(folder: &Path) -> std::io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)?))

@@ -135,6 +135,16 @@ impl<'a> Client<'a> {
         self.call(Method::PUT, "/vm/record", body)
     }
 
+    /// Makes a recording into `folder`, absolute, of what its flight recorder has.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn save_recording(&self, folder: &Path) -> Result<CheckpointStatus, ClientError> {
+        let request = RecordRequest { folder: folder.into() };
+        let body = serde_json::to_string(&request).unwrap_or_default();
+        self.call(Method::PUT, "/vm/save-recording", body)
+    }
+
     /// The recording that is being made of it.
     ///
     /// # Errors

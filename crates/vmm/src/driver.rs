@@ -23,7 +23,7 @@ use crate::boot_files::BootFiles;
 use crate::clock::{Anchor, LiveClock, quantum_branches};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
-use crate::keeping::{CaptureOrder, CapturedVm, Mark};
+use crate::keeping::{CaptureOrder, CapturedVm, Mark, Marked};
 use crate::lifecycle::Lifecycle;
 use crate::ports::Ports;
 use crate::prepare::copied_mac;
@@ -125,42 +125,61 @@ impl Driver {
 
     /// Keeps the machine as it is now (mechanism C3), and the disks by the overlays they get.
     fn capture(&mut self, order: CaptureOrder) {
-        let CaptureOrder { guest, overlays, mark, reply } = order;
+        let CaptureOrder { guest, overlays, before, mark, reply } = order;
         let start_ns = monotonic_ns();
         let captured = checkpoint::capture(&mut self.machine, &mut self.ports, guest.0);
-        let switched = overlays.into_iter().map(|(index, overlay)| {
-            let reads = captured.reads.get(&(index as u32)).cloned().unwrap_or_default();
-            (index, self.ports.disks[index].switch(overlay, reads))
+        let reads = |index: usize| captured.reads.get(&(index as u32)).cloned().unwrap_or_default();
+        let switched = overlays
+            .into_iter()
+            .map(|(index, overlay)| (index, self.ports.disks[index].switch(overlay, reads(index))));
+        let switched: Vec<_> = switched.collect();
+        let marked = mark.map_or_else(|| Ok(Marked::default()), |mark| self.mark(mark));
+        let before = before.into_iter().filter(|_| marked.is_ok()).map(|(index, before)| {
+            // Those that were switched have told.
+            let told = switched.iter().any(|(disk, _)| *disk == index);
+            let reads = if told { Vec::new() } else { reads(index) };
+            (index, self.ports.disks[index].preserve(before, reads))
         });
-        let switched = switched.collect();
-        let marked = mark.map(|mark| self.mark(mark)).transpose().map(Option::flatten);
+        let moments = before.collect();
         let stun_ns = monotonic_ns() - start_ns;
         // Whoever asked may have gone.
-        let _ = reply.send(CapturedVm { captured, switched, stun_ns, marked });
+        let _ = reply.send(CapturedVm { captured, switched, stun_ns, marked, moments });
     }
 
     /// What the present point is to a recording.
-    fn mark(&mut self, mark: Mark) -> Result<Option<Note>, RecordingError> {
+    fn mark(&mut self, mark: Mark) -> Result<Marked, RecordingError> {
         if !matches!(self.feed, Feed::Live) {
             return Err(RecordingError::Asked("what is being replayed is recorded already".into()));
+        }
+        let refuse = |why: &str| Err(RecordingError::Asked(why.into()));
+        if !self.at_point && !matches!(mark, Mark::Begin(_)) {
+            return refuse("the guest was in the middle of one long instruction");
         }
         match mark {
             Mark::Begin(file) => {
                 self.recording = Some(Recording::begin(&mut self.machine, file)?);
                 self.ports.digest = Some(OutputDigest::default());
-                Ok(None)
+                Ok(Marked::default())
             }
             Mark::Along(number) => {
-                let refuse = |why: &str| Err(RecordingError::Asked(why.into()));
                 let Some(recording) = &mut self.recording else {
                     return refuse("the VM is not being recorded");
                 };
-                if !self.at_point {
-                    return refuse("the guest was in the middle of one long instruction");
-                }
                 let entry = recording.note(&mut self.machine, number)?;
                 let digest = self.ports.digest.clone().unwrap_or_default().to_words();
-                Ok(Some(Note { number, entry, digest }))
+                Ok(Marked { note: Some(Note { number, entry, digest }), old: None })
+            }
+            Mark::Next { log, check } => {
+                let output = self.ports.digest();
+                if let Some(old) = &mut self.recording {
+                    old.end_log(&mut self.machine, check.then_some(output));
+                }
+                let mut next = Recording::begin(&mut self.machine, log)?;
+                let old = self.recording.take();
+                old.iter().for_each(|old| next.follow(old));
+                self.recording = Some(next);
+                let digest = self.ports.digest.get_or_insert_default().to_words();
+                Ok(Marked { note: Some(Note { number: 0, entry: 0, digest }), old })
             }
         }
     }

@@ -53,8 +53,8 @@ pub use recording::{
     replay, trace,
 };
 pub use spec::{
-    Checks, EngineKind, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind, NetSpec,
-    RestoreSpec, VmSpec,
+    Checks, EngineKind, FlightSpec, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind,
+    NetSpec, RestoreSpec, VmSpec,
 };
 pub use status::{ConsoleInfo, DiskInfo, EngineCounter, Metrics, NetInfo, VmInfo};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use disk::{DiskHandle, DiskIo, Overlay, Switched};
+use disk::{BeforeImages, DiskHandle, DiskIo, Moment, Overlay, Switched};
 use host::console::ConsoleWriter;
 use host::net::{NetBackend, NetCounters};
 use journal::{DiskCompletion, DiskFailed, DiskRequest, Output};
@@ -60,6 +60,11 @@ impl DiskPort {
     /// As [`DiskIo::switch`].
     pub fn switch(&self, overlay: Overlay, reads: Vec<u64>) -> Switched {
         self.io.switch(overlay, reads)
+    }
+
+    /// As [`DiskIo::preserve`].
+    pub fn preserve(&self, before: BeforeImages, reads: Vec<u64>) -> Moment {
+        self.io.preserve(before, reads)
     }
 
     /// Does a request of before the checkpoint again.

@@ -16,7 +16,7 @@ use crate::control::Control;
 use crate::driver::{Driver, Feed, Plug};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS};
-use crate::keeping::{self, Cadence, Keeper, KeeperParts, LiveDisk, VmKept};
+use crate::keeping::{self, Cadence, Flight, Keeper, KeeperParts, LiveDisk, VmKept};
 use crate::lifecycle::Lifecycle;
 use crate::name::default_name;
 use crate::ports::Ports;
@@ -163,6 +163,13 @@ fn launch(
         generation,
     };
     let _cadence = spec.checkpoint_every.map(|every| Cadence::start(&keeper, every)).transpose()?;
+    let _flight = match spec.flight {
+        Some(flight) => {
+            keeper.set_flight(Flight::new(flight, &info.name)?);
+            Some(Cadence::flight(&keeper, &flight)?)
+        }
+        None => None,
+    };
     let result = drive(driver, &keeper);
     drop(consoles);
     result

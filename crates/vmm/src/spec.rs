@@ -60,6 +60,8 @@ pub struct VmSpec {
     pub record: Option<PathBuf>,
     /// How often a checkpoint is taken along the recording, if one is.
     pub checkpoint_every: Option<Duration>,
+    /// What a flight recorder keeps, if one goes along.
+    pub flight: Option<FlightSpec>,
     /// The checkpoint it goes on from, instead of booting.
     pub restore: Option<RestoreSpec>,
     /// How long the guest may take to power off when asked to.
@@ -104,6 +106,15 @@ pub enum NetKind {
     User(Vec<Forward>),
     /// A tap device of this name.
     Tap(String),
+}
+
+/// What a flight recorder keeps: as much as both allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlightSpec {
+    /// The last while of this length.
+    pub window: Duration,
+    /// Bytes.
+    pub size_max: u64,
 }
 
 /// A checkpoint to go on from.
@@ -169,6 +180,7 @@ impl VmSpec {
             api: None,
             record: None,
             checkpoint_every: None,
+            flight: None,
             restore: None,
             grace: GRACE_DEFAULT,
             checks: Checks::default(),

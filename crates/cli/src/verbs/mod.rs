@@ -15,6 +15,7 @@ pub mod replay;
 pub mod restore;
 pub mod resume;
 pub mod run;
+pub mod save_recording;
 pub mod stop;
 pub mod trace;
 mod transcript;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
-use vmm::{Checks, ConsoleSpec, DiskSpec, EngineKind, Model, NetSpec, VmInfo, VmSpec};
+use vmm::{Checks, ConsoleSpec, DiskSpec, EngineKind, FlightSpec, Model, NetSpec, VmInfo, VmSpec};
 
 use crate::fail::Fail;
 use crate::{image, size, usage, values};
@@ -101,6 +101,10 @@ pub struct Run {
     /// Intervals become longer as the recording does.
     #[arg(long, value_name = "TIME", requires = "record", value_parser = values::interval)]
     checkpoint_every: Option<Duration>,
+    /// Keep the last while, at most so long and so much, as 10min,4G: `doppel save-recording` makes
+    /// a recording of it at any time.
+    #[arg(long, value_name = "TIME,SIZE", conflicts_with = "record", value_parser = values::flight)]
+    flight_recorder: Option<FlightSpec>,
     /// Serve the API at this socket too.
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     api: Option<PathBuf>,
@@ -184,6 +188,7 @@ impl Run {
             api: self.api.clone(),
             record: self.record.clone(),
             checkpoint_every: self.checkpoint_every,
+            flight: self.flight_recorder,
             grace: self.grace,
             checks: self.checks.checks(),
             ..spec

@@ -50,6 +50,7 @@ impl Place {
     pub fn doppel(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_doppel"));
         command.args(arguments).env("XDG_RUNTIME_DIR", &self.dir).current_dir(&self.dir);
+        command.env("XDG_STATE_HOME", self.dir.join("state"));
         command.env_remove("DOPPEL_CACHE").stdin(Stdio::null());
         command
     }

@@ -55,6 +55,7 @@ fn parts() -> (Router<Api>, OpenApi) {
         .routes(routes!(events))
         .routes(routes!(start_checkpoint, checkpoint, cancel_checkpoint))
         .routes(routes!(start_record, record, end_record))
+        .routes(routes!(save_recording))
         .split_for_parts();
     description.info = InfoBuilder::new()
         .title("Doppel VM")
@@ -204,6 +205,23 @@ async fn start_record(
 ) -> Response {
     match request {
         Ok(Json(request)) => started(&api, api.keeper.record(&request.folder)),
+        Err(rejection) => refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    }
+}
+
+/// Makes a recording of what the flight recorder has; answers at once. `GET /vm/checkpoint` tells
+/// how far it is.
+#[utoipa::path(put, path = "/vm/save-recording", request_body = RecordRequest, responses(
+    (status = ACCEPTED, body = CheckpointStatus),
+    (status = BAD_REQUEST, body = ErrorReply),
+    (status = CONFLICT, body = ErrorReply, description = "A checkpoint is being taken")
+))]
+async fn save_recording(
+    Extract(api): Extract<Api>,
+    request: Result<Json<RecordRequest>, JsonRejection>,
+) -> Response {
+    match request {
+        Ok(Json(request)) => started(&api, api.keeper.save_recording(&request.folder)),
         Err(rejection) => refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
     }
 }

@@ -6,9 +6,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::KeepError;
+use super::flight::Flight;
 use super::keeper::{Job, Keeper};
 use super::status::Phase;
-use crate::VmError;
+use crate::{FlightSpec, VmError};
 
 /// After so many checkpoints each interval is twice as long...
 const FIRST: u32 = 64;
@@ -36,6 +37,51 @@ impl Cadence {
             .spawn(move || run(&keeper, every, &stopped))
             .map_err(|source| VmError::Thread { what: "cadence", source })?;
         Ok(Cadence { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Cadence {
+    /// Begins the laps of a flight recorder: at once, then as often as it wants, and sooner where
+    /// it keeps too much.
+    pub fn flight(keeper: &Arc<Keeper>, spec: &FlightSpec) -> Result<Cadence, VmError> {
+        let (stop, stopped) = channel();
+        let (keeper, time) = (Arc::downgrade(keeper), Flight::lap_time(spec));
+        let thread = std::thread::Builder::new()
+            .name("flight".into())
+            .spawn(move || fly(&keeper, time, &stopped))
+            .map_err(|source| VmError::Thread { what: "flight", source })?;
+        Ok(Cadence { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+/// Looks, in a lap, whether the flight recorder keeps too much: so many times.
+const LOOKS: u32 = 8;
+
+fn fly(keeper: &Weak<Keeper>, time: Duration, stopped: &Receiver<()>) {
+    let wait = |time| stopped.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+    loop {
+        let Some(keeper) = keeper.upgrade() else { return };
+        match keeper.next_lap() {
+            Ok(job) => {
+                while !job.told().phase.is_over() && wait(LOOK) {}
+                tell(&job);
+            }
+            Err(KeepError::Busy) => {
+                if wait(LOOK) {
+                    continue;
+                }
+            }
+            Err(KeepError::Ended) => return,
+            Err(error) => tracing::warn!("no lap of the flight recorder: {error}"),
+        }
+        for _ in 0..LOOKS {
+            if !wait(time / LOOKS) {
+                return;
+            }
+            if keeper.flight_is_full() {
+                break;
+            }
+        }
     }
 }
 
@@ -77,8 +123,11 @@ fn run(keeper: &Weak<Keeper>, every: Duration, stopped: &Receiver<()>) {
 /// Of the recording's end, and the VM's, others tell.
 fn tell(job: &Job) {
     let told = job.told();
-    if let (Phase::Failed, Some(error)) = (told.phase, &told.error) {
-        tracing::warn!("no checkpoint along the recording: {error}");
+    let ended = KeepError::Ended.to_string();
+    if let (Phase::Failed, Some(error)) = (told.phase, &told.error)
+        && *error != ended
+    {
+        tracing::warn!("no checkpoint for the recording: {error}");
     }
 }
 

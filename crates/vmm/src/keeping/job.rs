@@ -10,6 +10,7 @@ use disk::{CommitState, DiskError, DiskSpec, Format, Marker, Retained};
 use machine::MachineSpec;
 
 use super::keeper::{Job, Keeper, LiveDisk};
+use super::lap::{self, LapPlan};
 use super::overlays::Waiting;
 use super::status::{COW_LIMIT_DEFAULT, Phase};
 use super::{CaptureOrder, CapturedVm, KeepError, Mark, OpaqueGuest};
@@ -19,10 +20,10 @@ use crate::recording::{LiveRecording, NOTE, Note};
 const LOOK: Duration = Duration::from_millis(2);
 
 /// A disk whose image is below an overlay now.
-struct Covered {
-    waiting: Waiting,
-    retained: Retained,
-    reads: DiskReads,
+pub(super) struct Covered {
+    pub waiting: Waiting,
+    pub retained: Retained,
+    pub reads: DiskReads,
 }
 
 /// What a checkpoint is taken for.
@@ -33,6 +34,10 @@ pub(super) enum Purpose {
     Begin(LiveRecording),
     /// It is the one of this number along the recording.
     Along(u32),
+    /// It is the flight recorder's next lap.
+    Lap(LapPlan),
+    /// Likewise, and what came before becomes a recording.
+    Save(LapPlan, LiveRecording),
 }
 
 /// Takes the checkpoint, and tells how it went.
@@ -42,6 +47,8 @@ pub(super) fn run(keeper: &Keeper, job: &Job, purpose: Purpose) {
         Purpose::Begin(live) => record(keeper, job, live),
         Purpose::Along(number) => take(keeper, job, Some(Mark::Along(number)))
             .map(|_| keeper.add_along(number, &job.request.folder)),
+        Purpose::Lap(plan) => lap::take(keeper, job, plan),
+        Purpose::Save(plan, live) => lap::save_recording(keeper, job, plan, live),
     };
     let mut told = job.told();
     match ended {
@@ -58,7 +65,7 @@ pub(super) fn run(keeper: &Keeper, job: &Job, purpose: Purpose) {
 fn record(keeper: &Keeper, job: &Job, mut live: LiveRecording) -> Result<(), KeepError> {
     let begin = live.take_log().map(Mark::Begin);
     let complete = |Taken { spec, disks }: Taken| {
-        let recorded = live.complete(&spec, &keeper.boot, &disks);
+        let recorded = live.complete(&spec, &keeper.boot, &disks, None);
         keeper.set_recorded(Some(recorded.map_err(|error| KeepError::Vm(error.to_string()))?));
         Ok(())
     };
@@ -98,18 +105,19 @@ fn take(keeper: &Keeper, job: &Job, mark: Option<Mark>) -> Result<Taken, KeepErr
     keeper.inbox.order_capture(CaptureOrder {
         guest: Box::new(OpaqueGuest(guest)),
         overlays,
+        before: Vec::new(),
         mark,
         reply,
     });
-    let CapturedVm { captured, switched, stun_ns, marked } =
+    let CapturedVm { captured, switched, stun_ns, marked, .. } =
         answer.recv().map_err(|_| KeepError::Ended)?;
     job.told().stun_ns = Some(stun_ns);
     job.enter(Phase::Saving);
     let (covered, failure) = cover(waiting, switched);
     let id = saver.id();
     let saved = match (failure, marked) {
-        (None, Ok(note)) => {
-            let vm = describe_vm(keeper, note);
+        (None, Ok(marked)) => {
+            let vm = describe_vm(keeper, marked.note);
             save(job, saver, &captured, &covered, &disks, vm)
         }
         (Some(error), _) => Err(error.into()),
@@ -131,7 +139,7 @@ fn take(keeper: &Keeper, job: &Job, mark: Option<Mark>) -> Result<Taken, KeepErr
 }
 
 /// What the manifest says of the VM, with what the checkpoint is to a recording.
-fn describe_vm(keeper: &Keeper, note: Option<Note>) -> serde_json::Value {
+pub(super) fn describe_vm(keeper: &Keeper, note: Option<Note>) -> serde_json::Value {
     let mut vm = serde_json::to_value(&keeper.kept).unwrap_or_default();
     if let (Some(note), Some(fields)) = (note, vm.as_object_mut()) {
         fields.insert(NOTE.into(), serde_json::to_value(note).unwrap_or_default());
@@ -139,14 +147,14 @@ fn describe_vm(keeper: &Keeper, note: Option<Note>) -> serde_json::Value {
     vm
 }
 
-fn image(disk: &LiveDisk) -> DiskSpec {
+pub(super) fn image(disk: &LiveDisk) -> DiskSpec {
     let LiveDisk { path, format, read_only, .. } = disk;
     DiskSpec { path: path.clone(), format: Some(*format), read_only: *read_only }
 }
 
 /// Waits until the disks have switched. Those that could not go on as they were; the first failure
 /// is told.
-fn cover(
+pub(super) fn cover(
     waiting: Vec<Waiting>,
     switched: Vec<(usize, disk::Switched)>,
 ) -> (Vec<Covered>, Option<DiskError>) {
@@ -221,7 +229,7 @@ fn save(
     Ok(())
 }
 
-fn describe(
+pub(super) fn describe(
     policy: DiskPolicy,
     path: &Path,
     format: Format,
@@ -247,7 +255,7 @@ fn describe(
 
 /// Commits overlays back into their images. One that cannot be is what the VM goes on with; its
 /// marker has it committed when the image is opened next.
-fn commit_all(
+pub(super) fn commit_all(
     keeper: &Keeper,
     job: &Job,
     disks: &[LiveDisk],

@@ -9,7 +9,9 @@ use checkpoint::{Id, Manifest, Parent, Progress, Since};
 use disk::{DiskHandle, Format};
 use memory::{Epoch, Pages};
 
+use super::flight::{Flight, Lap};
 use super::job::{self, Purpose};
+use super::lap::LapPlan;
 use super::status::{CheckpointRequest, CheckpointStatus, Phase, RecordStatus};
 use super::{KeepError, VmKept};
 use crate::boot_files::BootSources;
@@ -53,6 +55,7 @@ struct State {
     job: Option<Arc<Job>>,
     thread: Option<JoinHandle<()>>,
     recorded: Option<Recorded>,
+    flight: Option<Flight>,
 }
 
 /// What a [`Keeper`] is made of.
@@ -111,7 +114,8 @@ impl Keeper {
     pub fn new(parts: KeeperParts) -> Keeper {
         let KeeperParts { pages, inbox, kept, boot, disks, restored, recorded } = parts;
         let kin = restored.into_iter().map(|(id, epoch)| Kin { id, epoch }).collect();
-        let state = Mutex::new(State { disks, kin, job: None, thread: None, recorded });
+        let state =
+            Mutex::new(State { disks, kin, job: None, thread: None, recorded, flight: None });
         Keeper { pages, inbox, kept, boot, state, closing: AtomicBool::new(false) }
     }
 
@@ -132,6 +136,9 @@ impl Keeper {
         }
         let mut state = lock(&self.state);
         self.check_free(&state)?;
+        if state.flight.is_some() {
+            return Err(KeepError::Flight);
+        }
         if let Some(recorded) = &state.recorded {
             return Err(KeepError::Recorded(recorded.dir.clone()));
         }
@@ -165,6 +172,73 @@ impl Keeper {
             durable: false,
         };
         self.start_job(&mut state, request, Purpose::Along(number))
+    }
+
+    /// From now on a flight recorder goes along.
+    pub fn set_flight(&self, flight: Flight) {
+        lock(&self.state).flight = Some(flight);
+    }
+
+    /// Starts the flight recorder's next lap.
+    pub fn next_lap(self: &Arc<Self>) -> Result<Arc<Job>, KeepError> {
+        let mut state = lock(&self.state);
+        self.check_free(&state)?;
+        let (plan, request) = self.plan_lap(&mut state)?;
+        self.start_job(&mut state, request, Purpose::Lap(plan))
+    }
+
+    /// Starts to make a recording into `dir` of what the flight recorder has.
+    pub fn save_recording(self: &Arc<Self>, dir: &Path) -> Result<(), KeepError> {
+        if !dir.is_absolute() {
+            return Err(KeepError::Relative(dir.into()));
+        }
+        let mut state = lock(&self.state);
+        self.check_free(&state)?;
+        if state.flight.is_none() {
+            return Err(KeepError::NoFlight);
+        }
+        let live = LiveRecording::make(dir)?;
+        let (plan, request) = self.plan_lap(&mut state)?;
+        self.start_job(&mut state, request, Purpose::Save(plan, live)).map(drop)
+    }
+
+    fn plan_lap(&self, state: &mut State) -> Result<(LapPlan, CheckpointRequest), KeepError> {
+        let disks = state.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
+        let disks: Vec<usize> = disks.map(|(index, _)| index).collect();
+        let plan = state.flight.as_mut().ok_or(KeepError::NoFlight)?.plan(&disks)?;
+        let request = CheckpointRequest {
+            folder: plan.checkpoint.clone(),
+            keep_parent: true,
+            incremental_from: None,
+            cow_limit: None,
+            durable: false,
+            compress: None,
+        };
+        Ok((plan, request))
+    }
+
+    /// A lap has begun.
+    pub fn begin_lap(&self, lap: Lap) {
+        if let Some(flight) = &mut lock(&self.state).flight {
+            flight.begin(lap);
+        }
+    }
+
+    /// Has the flight recorder forget what it need not keep.
+    pub fn forget_laps(&self) {
+        if let Some(flight) = &mut lock(&self.state).flight {
+            flight.forget();
+        }
+    }
+
+    /// The flight recorder's laps that a recording can be made of.
+    pub fn laps(&self) -> Vec<Lap> {
+        lock(&self.state).flight.as_ref().map(Flight::laps).unwrap_or_default()
+    }
+
+    /// Whether the flight recorder keeps more than it may.
+    pub fn flight_is_full(&self) -> bool {
+        lock(&self.state).flight.as_ref().is_some_and(Flight::is_full)
     }
 
     /// The checkpoint of this number along the recording is there.
@@ -280,6 +354,7 @@ impl Keeper {
             let _ = thread.join();
         }
         self.set_recorded(None);
+        drop(lock(&self.state).flight.take());
     }
 
     pub fn is_closing(&self) -> bool {

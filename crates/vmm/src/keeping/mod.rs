@@ -10,14 +10,17 @@
 //! ```
 
 mod cadence;
+mod flight;
 mod job;
 mod keeper;
 mod kept;
+mod lap;
 mod overlays;
 mod restore;
 mod status;
 
 pub(crate) use cadence::Cadence;
+pub(crate) use flight::Flight;
 pub(crate) use keeper::{Keeper, KeeperParts, LiveDisk};
 pub(crate) use kept::VmKept;
 pub(crate) use restore::{check_unchanged, prepare};
@@ -27,11 +30,11 @@ pub use status::{
 };
 
 use checkpoint::Captured;
-use disk::{Overlay, Switched};
+use disk::{BeforeImages, Moment, Overlay, Switched};
 use memory::CowGuest;
 
 use crate::RecordingError;
-use crate::recording::{LogFile, Note};
+use crate::recording::{LogFile, Note, Recording};
 
 /// What the machine thread is to do at the stop.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct CaptureOrder {
     pub guest: Box<OpaqueGuest>,
     /// Overlays by number of the disk.
     pub overlays: Vec<(usize, Overlay)>,
+    /// What keeps disks as they were at this instant, by number of the disk.
+    pub before: Vec<(usize, BeforeImages)>,
     /// What this instant is to a recording.
     pub mark: Option<Mark>,
     pub reply: std::sync::mpsc::Sender<CapturedVm>,
@@ -51,6 +56,17 @@ pub(crate) enum Mark {
     Begin(LogFile),
     /// The checkpoint of this number along it.
     Along(u32),
+    /// The end of one log and the beginning of the next; with a check at the end if a recording
+    /// is to end there.
+    Next { log: LogFile, check: bool },
+}
+
+/// What came of a mark.
+#[derive(Debug, Default)]
+pub(crate) struct Marked {
+    pub note: Option<Note>,
+    /// The recording whose log ended, to be dropped by who may wait.
+    pub old: Option<Recording>,
 }
 
 /// The machine's side of a copy-on-write instant.
@@ -69,7 +85,9 @@ pub(crate) struct CapturedVm {
     pub switched: Vec<(usize, Switched)>,
     pub stun_ns: u64,
     /// Whether the mark was made, if one was to be.
-    pub marked: Result<Option<Note>, RecordingError>,
+    pub marked: Result<Marked, RecordingError>,
+    /// Moments of disks, by number of the disk.
+    pub moments: Vec<(usize, Moment)>,
 }
 
 /// Why a checkpoint was not taken.
@@ -92,6 +110,12 @@ pub(crate) enum KeepError {
     Recorded(std::path::PathBuf),
     #[error("the VM is not being recorded")]
     NotRecorded,
+    #[error("the VM has a flight recorder; use `doppel save-recording`")]
+    Flight,
+    #[error("the VM has no flight recorder; it was started without --flight-recorder")]
+    NoFlight,
+    #[error("the flight recorder has no checkpoint yet; try again in a moment")]
+    NothingYet,
     #[error(transparent)]
     Recording(#[from] RecordingError),
     /// What a recording needs of the VM.

@@ -48,13 +48,19 @@ impl LiveRecording {
         self.log.take()
     }
 
+    /// Where the image of disk `index` goes, if one is made for the recording.
+    pub fn disk(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("disk{index}.qcow2"))
+    }
+
     /// The checkpoint of a machine of `spec` is there, which had these `disks`: the folder becomes
-    /// a recording.
+    /// a recording. `digest` as in [`Manifest`].
     pub fn complete(
         mut self,
         spec: &MachineSpec,
         boot: &BootSources,
         disks: &[DiskSpec],
+        digest: Option<[u64; 5]>,
     ) -> Result<Recorded, VmError> {
         // The checkpoint has the disks now, so it stays in any case.
         self.armed = false;
@@ -66,6 +72,7 @@ impl LiveRecording {
         let boot = BootDesc { kernel, initrd, cmdline };
         let mut manifest = Manifest::new(spec, boot, disks);
         (manifest.start, manifest.no_reboot) = (Some(START.into()), no_reboot);
+        manifest.digest = digest;
         manifest.write(&self.dir)?;
         Ok(Recorded::new(manifest, self.dir.clone()))
     }

@@ -44,6 +44,9 @@ pub(crate) struct Manifest {
     /// power-on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
+    /// What the digest of outputs goes on from, if it does not begin with the recording.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<[u64; 5]>,
     /// What it booted from.
     pub boot: BootDesc,
     /// The images of its disks.
@@ -158,6 +161,7 @@ impl Manifest {
             host_cpu: host_cpu(),
             machine: MachineDesc::of(spec),
             start: None,
+            digest: None,
             boot,
             disks,
             no_reboot: false,

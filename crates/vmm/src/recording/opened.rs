@@ -41,9 +41,10 @@ pub(super) enum Origin {
 
 impl Origin {
     /// The digest of what had left the machine.
-    pub fn digest(&self) -> OutputDigest {
+    pub fn digest(&self, recording: &Opened) -> OutputDigest {
+        let begun = recording.manifest.digest;
         match self {
-            Origin::Beginning => OutputDigest::default(),
+            Origin::Beginning => begun.map(OutputDigest::from_words).unwrap_or_default(),
             Origin::Along(along, _) => along.digest(),
         }
     }

@@ -183,7 +183,7 @@ pub fn replay(
     let report = Arc::new(Mutex::new(ReplayReport::default()));
     let feed = LogFeed {
         replayer,
-        digest: origin.digest(),
+        digest: origin.digest(&recording),
         target: spec.to.target(),
         place: spec.to,
         live: spec.go_live,

@@ -154,6 +154,12 @@ impl Drop for NewRecording {
     }
 }
 
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recording")
+    }
+}
+
 impl Recorded {
     /// The recording in `dir`, whose `manifest` was written and is to be completed.
     pub fn new(manifest: Manifest, dir: PathBuf) -> Recorded {
@@ -204,6 +210,20 @@ impl Recording {
         let entry = recorder.entries();
         self.flush(machine);
         Ok(entry)
+    }
+
+    /// Hands over all of a log that ends here, with a check if there is a digest for it.
+    pub fn end_log(&mut self, machine: &mut Machine, output: Option<u64>) {
+        if let (Some(recorder), Some(output)) = (&self.recorder, output) {
+            recorder.check(machine, output);
+        }
+        self.flush(machine);
+    }
+
+    /// Makes checks when `before`, whose log went before, would have made them.
+    pub fn follow(&mut self, before: &Recording) {
+        self.check_at_ns = before.check_at_ns;
+        self.last_check_branches = before.last_check_branches;
     }
 
     /// Hands over what is waiting in memory, because the guest will be idle.
