@@ -109,6 +109,15 @@ fn full(scratch: &Scratch) -> Running {
     vm
 }
 
+/// How nice the thread is that saves, if there is one.
+fn saver_niceness(process: u32) -> Option<i32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("a running process");
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    let saver = stats.into_iter().find(|stat| stat.contains("(saver)"))?;
+    // Field 19 (proc(5)); the first after the name is the third.
+    saver.rsplit(')').next()?.split_whitespace().nth(16)?.parse().ok()
+}
+
 #[test]
 #[ignore = "needs guests and a release build: cargo xtask test"]
 fn big_checkpoint_of_a_running_vm_is_given_up_at_once() {
@@ -116,6 +125,7 @@ fn big_checkpoint_of_a_running_vm_is_given_up_at_once() {
     let mut vm = full(&scratch);
     let begun = json(&scratch, "checkpoint big c --compress zstd --background");
     assert!(begun["stun_ns"].is_u64() && begun["phase"] == "saving", "{begun}");
+    assert_eq!(saver_niceness(vm.id()), Some(10), "the guest goes before the saver");
     let busy = verb(&scratch, "checkpoint big d");
     assert!(busy.stderr.contains("another checkpoint"), "{busy:?}");
     let start = Instant::now();

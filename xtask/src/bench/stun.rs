@@ -122,8 +122,9 @@ impl Stun {
             sleep(Duration::from_millis(200));
             let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
             samples.push(Sample {
-                undisturbed: ms(guest.hole(before, start)?),
-                hole: ms(guest.hole(start, end + Duration::from_millis(100))?),
+                // Whole holes alone: the last one may be the checkpoint's.
+                undisturbed: ms(guest.hole(before, start, false)?),
+                hole: ms(guest.hole(start, end + Duration::from_millis(100), true)?),
                 saving: ms(end - start),
             });
         }
@@ -232,11 +233,13 @@ impl Guest {
         read_prompt(&mut stream)
     }
 
-    /// The largest hole between ticks that ends after `from` and begins before `to`.
-    fn hole(&self, from: Instant, to: Instant) -> Result<Duration> {
+    /// The largest hole between ticks that ends after `from` and begins before `to`; or, unless
+    /// `partly`, ends before it.
+    fn hole(&self, from: Instant, to: Instant, partly: bool) -> Result<Duration> {
         let ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
         let pairs = ticks.iter().zip(ticks.iter().skip(1));
-        let within = pairs.filter(|((a, _), (b, _))| *b >= from && *a <= to);
+        let within =
+            pairs.filter(|((a, _), (b, _))| *b >= from && *(if partly { a } else { b }) <= to);
         within.map(|((a, _), (b, _))| *b - *a).max().context("the guest did not tick")
     }
 

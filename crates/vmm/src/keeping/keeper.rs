@@ -21,6 +21,9 @@ use crate::recording::{LOG, LiveRecording, Recorded, folder};
 /// Every so many checkpoints along a recording one stands alone, so that chains stay short.
 const DEPTH: u32 = 32;
 
+/// Niceness of the thread that saves.
+const SAVER_NICENESS: i32 = 10;
+
 /// A disk of the VM as it is now.
 #[derive(Clone, Debug)]
 pub(crate) struct LiveDisk {
@@ -98,6 +101,13 @@ impl std::fmt::Debug for Keeper {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is inside is valid between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where CPUs are scarce, the guest goes before the saver that runs beside it.
+fn give_way() {
+    // For this thread alone (setpriority(2), "C library/kernel differences"). Without it a save is
+    // merely more felt.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), SAVER_NICENESS);
 }
 
 impl Job {
@@ -279,7 +289,10 @@ impl Keeper {
             told: Mutex::new(told),
         });
         let (keeper, for_thread) = (Arc::clone(self), Arc::clone(&job));
-        let work = move || job::run(&keeper, &for_thread, purpose);
+        let work = move || {
+            give_way();
+            job::run(&keeper, &for_thread, purpose);
+        };
         let thread = std::thread::Builder::new().name("saver".into()).spawn(work);
         state.thread = Some(thread.map_err(KeepError::Thread)?);
         state.job = Some(Arc::clone(&job));
