@@ -13,6 +13,10 @@ pub const BOOT: Duration = Duration::from_secs(1200);
 /// Memory of these guests.
 const MEMORY: &str = "1G";
 
+/// What the kernel says when a program crashes. None of those that guests run here does so on a
+/// processor that is right, and scripts often go on as if nothing had happened.
+const CRASHES: [&str; 3] = ["segfault at", "general protection", "trap invalid opcode"];
+
 /// A Debian guest to be.
 #[derive(Debug)]
 pub struct Debian {
@@ -66,6 +70,8 @@ impl Debian {
     pub fn check(&self, ended: &Ended) {
         ended.expect(0);
         assert!(ended.console.contains("doppel login:"), "there was no login prompt");
+        let crash = ended.console.lines().find(|line| CRASHES.iter().any(|it| line.contains(it)));
+        assert_eq!(crash, None, "a program of the guest crashed");
         self.check_disk();
     }
 

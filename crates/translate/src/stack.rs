@@ -53,6 +53,8 @@ impl Emitter<'_> {
             OpKind::Memory => {
                 self.save_flags();
                 let resume = self.place();
+                // What misses later comes back to the load: RDI may not be relied on.
+                self.was_held = None;
                 let from = self.operand(planned, Access::Read)?;
                 self.code.op_memory(Op::Load, host::RSI, host::RDI, from);
                 self.code.op_word(Op::Store, host::RSI, layout::TEMPORARY);

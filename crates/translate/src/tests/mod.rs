@@ -282,6 +282,26 @@ fn pages_of_one_index_do_not_block_each_other() {
     check("conflict", &code);
 }
 
+/// What it reads is looked up with its neighbours; where it goes misses, a new page each time.
+#[test]
+fn push_from_memory_reads_again_after_a_miss() {
+    check(
+        "push from memory",
+        &[
+            0xb9, 30, 0, 0, 0, // mov ecx, 30
+            0x48, 0x89, 0xcc, // 1: mov rsp, rcx
+            0x48, 0xc1, 0xe4, 0x0c, // shl rsp, 12
+            0x48, 0x01, 0xdc, // add rsp, rbx
+            0xff, 0x73, 0x08, // push qword [rbx + 8]
+            0x48, 0x03, 0x43, 0x10, // add rax, [rbx + 16]
+            0x48, 0x83, 0x43, 0x08, 0x07, // add qword [rbx + 8], 7
+            0xff, 0xc9, // dec ecx
+            0x75, 0xe6, // jnz 1b
+            0xf4,
+        ],
+    );
+}
+
 #[test]
 fn bit_strings_flags_and_system_instructions() {
     check(
