@@ -63,6 +63,5 @@ pub fn ask(vm: &mut Running, command: &str, mark: &str) -> String {
     vm.type_text(&format!("{command}; echo {mark}-$((6*7))\n"));
     let end = vm.wait_from(from, &format!("{mark}-42"), LONG);
     let console = vm.console();
-    let said = console.get(from..end).unwrap_or(&console).replace('\r', "");
-    said
+    console.get(from..end).unwrap_or(&console).replace('\r', "")
 }

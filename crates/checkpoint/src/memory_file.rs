@@ -47,7 +47,7 @@ pub(crate) struct MemoryFile {
 #[derive(Default)]
 struct Packing {
     end: AtomicU64,
-    places: Mutex<Vec<(usize, usize, Place)>>,
+    places: Mutex<Vec<PlacedRun>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -63,6 +63,9 @@ impl Packing {
         Ok(offset)
     }
 }
+
+/// First page, number of pages, and where they are in the file.
+pub(crate) type PlacedRun = (usize, usize, Place);
 
 impl MemoryFile {
     pub fn new(file: File, path: PathBuf, packed: bool) -> Arc<MemoryFile> {
@@ -80,7 +83,7 @@ impl MemoryFile {
     }
 
     /// Where the runs of a packed file are, and its length without the trailer.
-    pub fn take_places(&self) -> Option<(Vec<(usize, usize, Place)>, u64)> {
+    pub fn take_places(&self) -> Option<(Vec<PlacedRun>, u64)> {
         let packing = self.packing.as_ref()?;
         Some((mem::take(&mut lock(&packing.places)), packing.end.load(Ordering::Relaxed)))
     }

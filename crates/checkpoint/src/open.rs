@@ -111,7 +111,10 @@ impl Checkpoint {
         let mut ram = ram.map_err(self.ram_failed())?;
         for level in self.levels.iter().rev() {
             if level.index.packed {
-                level.read_through(&mut |page, bytes| Ok(ram.put(page, bytes)))?;
+                level.read_through(&mut |page, bytes| {
+                    ram.put(page, bytes);
+                    Ok(())
+                })?;
             } else {
                 ram.map(&level.layer()?).map_err(self.ram_failed())?;
             }
@@ -126,7 +129,10 @@ impl Checkpoint {
     pub fn restore_eagerly(&self) -> Result<RestoredMachine, CheckpointError> {
         let mut ram = Ram::new(self.spec.memory_size).map_err(self.ram_failed())?;
         for level in self.levels.iter().rev() {
-            level.read_through(&mut |page, bytes| Ok(ram.restore_page(page, bytes)))?;
+            level.read_through(&mut |page, bytes| {
+                ram.restore_page(page, bytes);
+                Ok(())
+            })?;
         }
         self.finish(ram)
     }
@@ -136,7 +142,10 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Damaged`] naming the first page that is wrong.
     pub fn verify(&self, on_page: &mut dyn FnMut()) -> Result<(), CheckpointError> {
-        let mut on_page = |_: usize, _: &Page| Ok(on_page());
+        let mut on_page = |_: usize, _: &Page| {
+            on_page();
+            Ok(())
+        };
         self.levels.iter().try_for_each(|level| level.read_through(&mut on_page))?;
         self.restore().map(drop)
     }

@@ -190,7 +190,8 @@ fn recording_of_other_semantics_is_refused_by_name() {
     let mut before = json.clone();
     before["version"] = 1.into();
     let fields = before.as_object_mut().unwrap();
-    (fields.remove("semantics"), fields.remove("commit"));
+    fields.remove("semantics");
+    fields.remove("commit");
     std::fs::write(&manifest, before.to_string()).unwrap();
     assert_eq!(place.run(&["verify", text_dir]).status.code(), Some(0));
 }

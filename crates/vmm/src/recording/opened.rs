@@ -84,7 +84,7 @@ impl Opened {
             From::Beginning | From::Checkpoint(0) => beginning(),
             From::Checkpoint(number) => {
                 let along = list.into_iter().find(|along| along.note.number == number);
-                let along = along.ok_or_else(|| RecordingError::NoCheckpoint(number))?;
+                let along = along.ok_or(RecordingError::NoCheckpoint(number))?;
                 self.origin_at(along)
             }
             From::Nearest => {
