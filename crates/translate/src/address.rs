@@ -109,8 +109,7 @@ impl Emitter<'_> {
         }
         let instruction = &planned.instruction;
         let size = instruction.memory_size().size() as u16;
-        self.save_flags();
-        let resume = self.place();
+        let resume = self.resume_place();
         self.operand_offset(instruction, host::RDI)?;
         self.add_segment_base(instruction);
         self.lookup(access, size, resume)?;

@@ -73,7 +73,7 @@ pub(crate) struct Emitter<'a> {
     pub(crate) unretired: u8,
     /// The group whose address RDI holds, and what it held before this instruction.
     held: Option<usize>,
-    pub(crate) was_held: Option<usize>,
+    was_held: Option<usize>,
     /// The lookup being emitted is a string instruction's.
     pub(crate) in_string: bool,
     /// Offset in the page of the instruction being emitted, and of the next.
@@ -319,6 +319,14 @@ impl<'a> Emitter<'a> {
     /// Offset in code memory of what is emitted next.
     pub(crate) fn place(&self) -> u32 {
         self.origin + self.code.here() as u32
+    }
+
+    /// Where a miss comes back to: flags are in AX then, and RDI and RSI hold nothing, so what
+    /// follows does not rely on a group's address in RDI.
+    pub(crate) fn resume_place(&mut self) -> u32 {
+        self.save_flags();
+        self.was_held = None;
+        self.place()
     }
 
     /// Offset in code memory of the block's entry with flags in AX.

@@ -219,8 +219,7 @@ impl Emitter<'_> {
         if bits.size() < 4 || guest.memory_base().is_gpr32() || guest.memory_index().is_gpr32() {
             return Err(Unsupported);
         }
-        self.save_flags();
-        let resume = self.place();
+        let resume = self.resume_place();
         self.operand_offset(guest, host::RDI)?;
         // movsxd rsi, r32 or mov rsi, r64; sar rsi, 5 or 6; lea rdi, [rdi + rsi * 4 or 8]
         let wide = bits.size() == 8;

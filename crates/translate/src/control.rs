@@ -88,7 +88,7 @@ impl Emitter<'_> {
 
     /// Leaves unless the page behind this one is the one at host address `host`.
     pub(crate) fn check_next_page(&mut self, host: u64) {
-        let resume = self.place();
+        let resume = self.resume_place();
         self.linear(host::RDI, 4096);
         self.check(Access::Exec, 1, resume);
         self.add_page();
@@ -101,7 +101,7 @@ impl Emitter<'_> {
 
     /// To a fixed target in another page; flags are in AX.
     pub(crate) fn go_far(&mut self, target: i32) {
-        let resume = self.place();
+        let resume = self.resume_place();
         self.linear(host::RDI, target);
         self.check(Access::Exec, 1, resume);
         self.arrive(Kind::Direct);
@@ -133,8 +133,7 @@ impl Emitter<'_> {
 
     /// The target of an indirect branch, looked up: offset in its page to RDI, entry to RSI.
     fn target(&mut self, planned: &Planned) -> Emitted {
-        self.save_flags();
-        let resume = self.place();
+        let resume = self.resume_place();
         self.target_address(planned)?;
         self.check(Access::Exec, 1, resume);
         Ok(())
@@ -144,8 +143,6 @@ impl Emitter<'_> {
     fn target_address(&mut self, planned: &Planned) -> Emitted {
         let instruction = &planned.instruction;
         if instruction.op0_kind() == OpKind::Memory {
-            // What misses later comes back to the load: RDI may not be relied on.
-            self.was_held = None;
             let at = self.operand(planned, Access::Read)?;
             self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
         } else {
@@ -182,8 +179,7 @@ impl Emitter<'_> {
     }
 
     fn call_direct(&mut self, planned: &Planned, target: i64) -> Emitted {
-        self.save_flags();
-        let resume = self.place();
+        let resume = self.resume_place();
         self.place_of_return(planned, resume)?;
         if (0..4096).contains(&target) {
             self.push_return(planned);
@@ -197,8 +193,7 @@ impl Emitter<'_> {
     }
 
     fn call_indirect(&mut self, planned: &Planned) -> Emitted {
-        self.save_flags();
-        let resume = self.place();
+        let resume = self.resume_place();
         self.target_address(planned)?;
         self.code.op_word(Op::Store, host::RDI, layout::TARGET);
         self.place_of_return(planned, resume)?;
@@ -227,10 +222,7 @@ impl Emitter<'_> {
             OpKind::Immediate16 => i32::from(instruction.immediate16()),
             _ => 0,
         };
-        self.save_flags();
-        let resume = self.place();
-        // What misses later comes back to the load: RDI may not be relied on.
-        self.was_held = None;
+        let resume = self.resume_place();
         let at = self.popped(planned, GUEST_RSP)?;
         self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
         self.check(Access::Exec, 1, resume);

@@ -23,8 +23,7 @@ impl Emitter<'_> {
 
     /// Looks up the eight bytes below the stack pointer for a store.
     pub(crate) fn below_stack(&mut self) -> Emitted {
-        self.save_flags();
-        let resume = self.place();
+        let resume = self.resume_place();
         self.code.lea(host::RDI, GUEST_RSP, -8);
         self.lookup(Access::Write, 8, resume)
     }
@@ -51,10 +50,7 @@ impl Emitter<'_> {
                 }
             }
             OpKind::Memory => {
-                self.save_flags();
-                let resume = self.place();
-                // What misses later comes back to the load: RDI may not be relied on.
-                self.was_held = None;
+                let resume = self.resume_place();
                 let from = self.operand(planned, Access::Read)?;
                 self.code.op_memory(Op::Load, host::RSI, host::RDI, from);
                 self.code.op_word(Op::Store, host::RSI, layout::TEMPORARY);
@@ -82,8 +78,7 @@ impl Emitter<'_> {
         if let Some(member) = planned.stack {
             return Ok(self.member(member));
         }
-        self.save_flags();
-        let resume = self.place();
+        let resume = self.resume_place();
         self.code.copy(host::RDI, register);
         self.lookup(Access::Read, 8, resume)?;
         Ok(0)

@@ -152,7 +152,7 @@ impl Emitter<'_> {
 
     /// Host addresses of the elements to RSI and RDI, in the order the interpreter accesses them.
     fn elements(&mut self, kind: Kind, size: u8) -> Emitted {
-        let resume = self.place();
+        let resume = self.resume_place();
         if kind.uses_rsi() {
             self.load_home(host::RDI, RSI);
             self.lookup_string(Access::Read, size, resume)?;
