@@ -4,26 +4,18 @@
 //! data. A guest that is to speak first, as sshd does, then waits for ever (RFC 9293, 3.5). So the
 //! network gives the guest that acknowledgement itself; one more from passt does no harm.
 
-const ETHERNET_SIZE: usize = 14;
-const IP_SIZE: usize = 20;
-const TCP_SIZE: usize = 20;
-const PROTOCOL_TCP: u8 = 6;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+use super::segment::{ACK, ETHERNET_SIZE, IP_SIZE, PROTOCOL_TCP, RST, SYN, Segment, TCP_SIZE};
+
 /// Window offered until passt says otherwise; every scale leaves room for a greeting.
 const WINDOW: u16 = 0x400;
 
 /// The acknowledgement of `frame`, if that is a SYN,ACK over IPv4.
 pub(super) fn final_ack(frame: &[u8]) -> Option<Vec<u8>> {
-    let ip = frame.get(ETHERNET_SIZE..)?;
-    if frame[12..14] != [8, 0] || ip.first()? >> 4 != 4 || *ip.get(9)? != PROTOCOL_TCP {
+    let segment = Segment::of(frame)?;
+    if segment.flags() & (SYN | RST | ACK) != SYN | ACK {
         return None;
     }
-    let tcp = ip.get(usize::from(ip[0] & 15) * 4..)?;
-    if ip.len() < IP_SIZE || tcp.len() < TCP_SIZE || tcp[13] & (SYN | RST | ACK) != SYN | ACK {
-        return None;
-    }
+    let Segment { ip, tcp } = segment;
     let mut answer = Vec::with_capacity(ETHERNET_SIZE + IP_SIZE + TCP_SIZE);
     answer.extend_from_slice(&frame[6..12]);
     answer.extend_from_slice(&frame[..6]);

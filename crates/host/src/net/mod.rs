@@ -8,6 +8,7 @@ mod handshake;
 mod hostfwd;
 mod passt;
 mod repeats;
+mod segment;
 mod tap;
 mod usernet;
 

@@ -7,16 +7,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::segment::{ACK, Segment};
+
 /// Flows remembered.
 const FLOWS_MAX: usize = 128;
 /// A repetition this long after the last one that passed does so, too: what was sent again may have
 /// been lost again.
 const PATIENCE: Duration = Duration::from_millis(100);
-const ETHERNET_SIZE: usize = 14;
-const IP_SIZE: usize = 20;
-const TCP_SIZE: usize = 20;
-const PROTOCOL_TCP: u8 = 6;
-const ACK: u8 = 0x10;
 
 /// What tells an acknowledgement from the next: addresses and ports; sequence and acknowledgement
 /// number; window.
@@ -37,14 +34,15 @@ pub(super) struct Repeats {
 impl Repeats {
     /// Whether `frame`, which the guest sends at `now`, is a repetition to be left out.
     pub fn swallow(&mut self, frame: &[u8], now: Instant) -> bool {
-        let Some((ack, has_data)) = parse(frame) else { return false };
+        let Some(segment) = Segment::of(frame) else { return false };
+        let Some(ack) = parse(&segment) else { return false };
         let known = self.flows.iter().rposition(|(known, _)| known.flow == ack.flow);
         let before = known.and_then(|index| self.flows.remove(index));
         if self.flows.len() >= FLOWS_MAX {
             self.flows.pop_front();
         }
         let (passed, swallow) = match before {
-            Some((known, passed)) if known == ack && !has_data => match passed {
+            Some((known, passed)) if known == ack && !segment.has_data() => match passed {
                 Some(at) if now.saturating_duration_since(at) < PATIENCE => (passed, true),
                 _ => (Some(now), false),
             },
@@ -55,29 +53,22 @@ impl Repeats {
     }
 }
 
-/// The acknowledgement in `frame`, if it is an IPv4 segment with no flag but ACK, and whether it
-/// has data.
-fn parse(frame: &[u8]) -> Option<(Acknowledgement, bool)> {
-    let ip = frame.get(ETHERNET_SIZE..)?;
-    if frame[12..14] != [8, 0] || ip.len() < IP_SIZE || ip[0] >> 4 != 4 || ip[9] != PROTOCOL_TCP {
+/// The acknowledgement that `segment` is, if it has no flag but ACK.
+fn parse(segment: &Segment<'_>) -> Option<Acknowledgement> {
+    let Segment { ip, tcp } = segment;
+    if segment.flags() != ACK {
         return None;
     }
-    let header = usize::from(ip[0] & 15) * 4;
-    let tcp = ip.get(header..)?;
-    if tcp.len() < TCP_SIZE || tcp[13] != ACK {
-        return None;
-    }
-    let size = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-    let has_data = size > header + usize::from(tcp[12] >> 4) * 4;
     let mut flow = [0; 12];
     flow[..8].copy_from_slice(&ip[12..20]);
     flow[8..].copy_from_slice(&tcp[..4]);
     let numbers = tcp[4..12].try_into().ok()?;
-    Some((Acknowledgement { flow, numbers, window: [tcp[14], tcp[15]] }, has_data))
+    Some(Acknowledgement { flow, numbers, window: [tcp[14], tcp[15]] })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::segment::{ETHERNET_SIZE, IP_SIZE, PROTOCOL_TCP, TCP_SIZE};
     use super::*;
 
     /// A segment from `port` that acknowledges `ack`, with `len` bytes of data.
