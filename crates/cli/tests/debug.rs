@@ -22,12 +22,12 @@ fn guest() -> Vec<u8> {
         .image()
 }
 
-fn record(place: &Place) -> std::path::PathBuf {
-    let kernel = place.file("k", &guest());
+fn record(place: &Place, guest: &[u8], prints: &str) -> std::path::PathBuf {
+    let kernel = place.file("k", guest);
     let dir = place.path("rec");
     let arguments = ["run", "--memory", "4M", "--kernel", kernel.to_str().unwrap()];
     let output = place.run(&[&arguments[..], &["--record", dir.to_str().unwrap()]].concat());
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "done\n".into()));
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), prints.into()));
     dir
 }
 
@@ -39,9 +39,14 @@ struct Said {
 
 /// What gdb says to a script, with `doppel debug` at the other end.
 fn gdb(place: &Place, dir: &Path, engine: &str, script: &[&str]) -> Said {
+    gdb_with(place, dir, &["--engine", engine], script)
+}
+
+/// The same with more arguments for `doppel debug`.
+fn gdb_with(place: &Place, dir: &Path, more: &[&str], script: &[&str]) -> Said {
     let socket = place.path("gdb.sock");
-    let arguments = ["debug", dir.to_str().unwrap(), "--once", "--engine", engine, "--listen"];
-    let mut command = place.doppel(&[&arguments[..], &[socket.to_str().unwrap()]].concat());
+    let arguments = ["debug", dir.to_str().unwrap(), "--once", "--listen"];
+    let mut command = place.doppel(&[&arguments[..], &[socket.to_str().unwrap()], more].concat());
     let server = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for("the socket", || socket.exists());
     let mut file = std::fs::File::create(place.path("script")).unwrap();
@@ -74,7 +79,7 @@ fn has(said: &str, words: &[&str]) {
 #[test]
 fn gdb_finds_the_writes_backwards_from_the_end() {
     let place = Place::new();
-    let dir = record(&place);
+    let dir = record(&place, &guest(), "done\n");
     for engine in ["translate", "interp"] {
         let said = gdb(
             &place,
@@ -119,7 +124,7 @@ fn gdb_finds_the_writes_backwards_from_the_end() {
 #[test]
 fn gdb_steps_to_and_fro_and_meets_breakpoints() {
     let place = Place::new();
-    let dir = record(&place);
+    let dir = record(&place, &guest(), "done\n");
     let script = [
         "monitor seek 100000",
         "maintenance flush register-cache",
@@ -154,10 +159,74 @@ fn gdb_steps_to_and_fro_and_meets_breakpoints() {
     }
 }
 
+/// Loads and stores words near each other, with branches between to tell them apart.
+fn reader() -> Vec<u8> {
+    Guest::new()
+        .store(0x30_0000, 7)
+        .count_down(1000)
+        .load(0x30_0000)
+        .count_down(2000)
+        .load(0x30_0004)
+        .count_down(3000)
+        .store(0x30_0000, 7)
+        .count_down(4000)
+        .load(0x30_0000)
+        .count_down(5000)
+        .power_off()
+        .image()
+}
+
+#[test]
+fn gdb_stops_at_reads_and_at_stores_of_what_was_there() {
+    let place = Place::new();
+    let dir = record(&place, &reader(), "");
+    for engine in ["translate", "interp"] {
+        let forward = ["rwatch *(int*)0x300000", "continue", "print $branches", "continue"];
+        let rest = ["print $branches", "continue", "delete", "awatch *(int*)0x300000"];
+        let back = ["reverse-continue", "print $branches", "reverse-continue", "print $branches"];
+        let start = ["reverse-continue", "print $branches", "reverse-continue", "continue"];
+        let both = ["print $branches", "awatch *(int*)0x300004", "continue", "continue"];
+        let script = [&forward[..], &rest, &back, &start, &both, &["print $branches"]].concat();
+        let said = gdb(&place, &dir, engine, &script);
+        let read = ["read watchpoint 1", "Value = 7", "$1 = 1000", "Value = 7", "$2 = 10000"];
+        let end = ["No more reverse-execution history", "$3 = 10000", "$4 = 6000", "$5 = 1000"];
+        let again = ["$6 = 0", "read/write", "Value = 0", "$7 = 3000"];
+        has(&said.stdout, &[&read[..], &end, &again].concat());
+    }
+}
+
+#[test]
+fn monitor_knows_names_of_a_map() {
+    let place = Place::new();
+    let dir = record(&place, &guest(), "done\n");
+    let map = "00100020 T begin\n00100025 t first_loop\n00300000 B cell\n";
+    let map = place.file("System.map", map.as_bytes());
+    let script = [
+        "monitor symbol first_loop",
+        "monitor symbol loop",
+        "monitor symbol nothing",
+        "monitor break first_loop",
+        "continue",
+        "monitor where",
+        "monitor unbreak first_loop",
+        "monitor seek end",
+        "monitor last-write cell 4",
+        "monitor name 0x100027",
+    ];
+    let said = gdb_with(&place, &dir, &["--symbols", map.to_str().unwrap()], &script);
+    let words = ["0x100025 first_loop", "0x100025 first_loop", "nothing: no such symbol"];
+    let stops = ["stops at 0x100025 (first_loop)", "rip 0x100025 (first_loop)", "no longer"];
+    let end = ["0x300000 was last changed", "(first_loop+", "0x100027 (first_loop+0x2)"];
+    has(&said.stderr, &[&words[..], &stops, &end].concat());
+    let bad = place.file("bad", b"hello there, you\n");
+    let refused = place.run(&["debug", dir.to_str().unwrap(), "--symbols", bad.to_str().unwrap()]);
+    assert!(text(&refused.stderr).contains("neither an ELF file nor a System.map"));
+}
+
 #[test]
 fn bisect_finds_the_first_point_and_trace_tells_what_is_between() {
     let place = Place::new();
-    let dir = record(&place);
+    let dir = record(&place, &guest(), "done\n");
     let dir = dir.to_str().unwrap();
     for engine in ["translate", "interp"] {
         for (when, words) in [

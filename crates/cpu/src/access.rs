@@ -292,7 +292,10 @@ impl Cpu<'_> {
 
     fn read_place(&mut self, place: Place, into: &mut [u8]) {
         match place {
-            Place::Ram(at) => self.ram.load_bytes(at, into),
+            Place::Ram(at) => {
+                self.vcpu.attention |= self.ram.note_access(at, into.len() as u64, false);
+                self.ram.load_bytes(at, into);
+            }
             Place::Device(gpa) => {
                 for (index, piece) in into.chunks_mut(8).enumerate() {
                     self.read_device(gpa.wrapping_add(8 * index as u64), piece);
@@ -307,7 +310,8 @@ impl Cpu<'_> {
                 let code_writes = self.ram.code_writes();
                 self.ram.write_in_page(at, bytes);
                 self.sync_tlb();
-                self.vcpu.attention |= self.ram.code_writes() != code_writes;
+                let noted = self.ram.note_access(at, bytes.len() as u64, true);
+                self.vcpu.attention |= noted || self.ram.code_writes() != code_writes;
             }
             Place::Device(gpa) => {
                 for (index, piece) in bytes.chunks(8).enumerate() {

@@ -147,7 +147,8 @@ impl Cpu<'_> {
         let Some(at) = self.ram.offset(gpa).filter(|_| !self.vcpu.lapic.claims(gpa)) else {
             return Place::Device(gpa);
         };
-        let watched = self.ram.is_watched(at.page());
+        let noted = self.ram.notes_accesses(at.page());
+        let watched = noted || self.ram.is_watched(at.page());
         let write = access == Access::Write && !watched;
         if write {
             self.ram.trap_page(at.page());
@@ -156,7 +157,7 @@ impl Cpu<'_> {
         let write_too = others.write && !watched && self.ram.is_trapped(at.page());
         let exec = access == Access::Exec;
         let allowed = Allowed {
-            read: !exec || others.read,
+            read: !noted && (!exec || others.read),
             write: write || write_too,
             exec: exec || others.exec,
         };

@@ -21,6 +21,7 @@ use travel::{Halt, Stops, Travel, TravelError};
 
 use crate::arch::{X86, X86Registers};
 use crate::monitor;
+use crate::symbols::Symbols;
 
 /// How gdb wants the machine to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +39,27 @@ pub struct Debugger {
     pub(crate) wanted: Move,
     /// Page tables to read memory by, if not those in use.
     pub(crate) cr3: Option<u64>,
+    pub(crate) symbols: Symbols,
+    /// Breakpoints of `monitor break`, which gdb knows nothing of.
+    pub(crate) asked: Vec<u64>,
 }
 
 impl Debugger {
     /// Debugs `travel` from where it is.
     pub fn new(travel: Travel) -> Debugger {
-        Debugger { travel, stops: Stops::default(), wanted: Move::Step, cr3: None }
+        let (stops, symbols) = (Stops::default(), Symbols::default());
+        Debugger { travel, stops, wanted: Move::Step, cr3: None, symbols, asked: Vec::new() }
+    }
+
+    /// Names for the guest kernel's addresses.
+    pub fn set_symbols(&mut self, symbols: Symbols) {
+        self.symbols = symbols;
+    }
+
+    /// An address, with the name it has.
+    pub(crate) fn name(&self, address: u64) -> String {
+        let name = self.symbols.at(address).map(|name| format!(" ({name})")).unwrap_or_default();
+        format!("{address:#x}{name}")
     }
 
     /// The traveller.
@@ -193,11 +209,13 @@ impl HwWatchpoint for Debugger {
         len: u64,
         kind: WatchKind,
     ) -> TargetResult<bool, Self> {
-        // A read leaves nothing that could be found.
-        if kind != WatchKind::Write || len == 0 || len > 4096 {
+        if len == 0 || len > 4096 {
             return Ok(false);
         }
-        self.stops.watches.push((address, len));
+        match access(kind) {
+            None => self.stops.watches.push((address, len)),
+            Some(kind) => self.stops.accesses.push((address, len, kind)),
+        }
         Ok(true)
     }
 
@@ -205,14 +223,26 @@ impl HwWatchpoint for Debugger {
         &mut self,
         address: u64,
         len: u64,
-        _: WatchKind,
+        kind: WatchKind,
     ) -> TargetResult<bool, Self> {
-        Ok(remove(&mut self.stops.watches, &(address, len)))
+        Ok(match access(kind) {
+            None => remove(&mut self.stops.watches, &(address, len)),
+            Some(kind) => remove(&mut self.stops.accesses, &(address, len, kind)),
+        })
+    }
+}
+
+/// How a watchpoint of gdb's is watched that is not for changes alone.
+fn access(kind: WatchKind) -> Option<machine::WatchKind> {
+    match kind {
+        WatchKind::Write => None,
+        WatchKind::Read => Some(machine::WatchKind::Loads),
+        WatchKind::ReadWrite => Some(machine::WatchKind::Accesses),
     }
 }
 
 /// Removes one `item`; whether there was one.
-fn remove<T: PartialEq>(items: &mut Vec<T>, item: &T) -> bool {
+pub(crate) fn remove<T: PartialEq>(items: &mut Vec<T>, item: &T) -> bool {
     let index = items.iter().position(|other| other == item);
     index.is_some_and(|index| {
         items.remove(index);

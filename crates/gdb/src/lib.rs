@@ -10,6 +10,8 @@ mod arch;
 mod debugger;
 mod monitor;
 mod serve;
+mod symbols;
 
 pub use debugger::Debugger;
 pub use serve::{ServeError, serve};
+pub use symbols::{Named, Symbols};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use travel::{Halt, Position, Touch, Travel, TravelError};
 use types::VirtualTime;
 
-use crate::debugger::Debugger;
+use crate::debugger::{Debugger, remove};
 
 const HELP: &str = "\
 where                 the point, guest time and the next event
@@ -18,12 +18,17 @@ diff PLACE PLACE      RAM pages and sections that differ between two places
 cr3 [VALUE]           read memory by these page tables; without VALUE by those in use
 console               what the first serial port printed last
 checkpoints           checkpoints in memory
+symbol NAME           the address of a symbol (doppel debug --symbols), or names like it
+name ADDR             the symbol at an address
+break NAME|ADDR       stop there; `unbreak` with the same removes it (break *ADDR of gdb does too)
 ";
 
 /// How long gdb is kept waiting without a word.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(800);
 /// Events shown before and after the present one.
 const EVENTS_SHOWN: usize = 5;
+/// Symbols that are named when none is meant for sure.
+const SYMBOLS_SHOWN: usize = 20;
 /// Pages that `diff` names.
 const PAGES_SHOWN: usize = 64;
 
@@ -37,13 +42,20 @@ pub(crate) fn answer(
 ) -> Result<String, TravelError> {
     let words: Vec<&str> = command.split_whitespace().collect();
     match words[..] {
-        ["where"] => Ok(place(&debugger.travel)),
-        ["seek", to] => seek(&mut debugger.travel, to, tick),
-        ["last-write", address] => last_write(&mut debugger.travel, address, "8", tick),
-        ["last-write", address, len] => last_write(&mut debugger.travel, address, len, tick),
-        ["events"] => Ok(events(&debugger.travel, EVENTS_SHOWN)),
+        ["where"] => Ok(place(debugger)),
+        ["seek", to] => seek(debugger, to, tick),
+        ["last-write", address] => last_write(debugger, address, "8", tick),
+        ["last-write", address, len] => last_write(debugger, address, len, tick),
+        ["symbol", name] => Ok(symbol(debugger, name)),
+        ["name", address] => Ok(match number(address) {
+            Some(address) => format!("{}\n", debugger.name(address)),
+            None => format!("{address}: write an address as 0xffffffff81000000\n"),
+        }),
+        ["break", place] => Ok(set_break(debugger, place, true)),
+        ["unbreak", place] => Ok(set_break(debugger, place, false)),
+        ["events"] => Ok(events(debugger, EVENTS_SHOWN)),
         ["events", count] => match count.parse() {
-            Ok(count) => Ok(events(&debugger.travel, count)),
+            Ok(count) => Ok(events(debugger, count)),
             Err(_) => Ok(format!("{count}: write a number\n")),
         },
         ["diff", one, other] => diff(&mut debugger.travel, one, other, tick),
@@ -74,17 +86,63 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-fn point(position: Position) -> String {
+/// An address, or a symbol's; what is wrong if it is neither.
+fn address_of(debugger: &Debugger, text: &str) -> Result<u64, String> {
+    if let Some(address) = number(text) {
+        return Ok(address);
+    }
+    match debugger.symbols.find(text)[..] {
+        [address] => Ok(address),
+        [] => Err(format!("{text}: no such symbol, and no address as 0xffffffff81000000\n")),
+        _ => Err(format!("{text}: several symbols; `symbol {text}` shows them\n")),
+    }
+}
+
+fn symbol(debugger: &Debugger, name: &str) -> String {
+    let mut text = String::new();
+    for address in debugger.symbols.find(name) {
+        let _ = writeln!(text, "{address:#x} {name}");
+    }
+    if text.is_empty() {
+        for (address, name) in debugger.symbols.search(name).take(SYMBOLS_SHOWN) {
+            let _ = writeln!(text, "{address:#x} {name}");
+        }
+    }
+    if text.is_empty() {
+        let _ = writeln!(text, "{name}: no such symbol; doppel debug --symbols FILE brings them");
+    }
+    text
+}
+
+fn set_break(debugger: &mut Debugger, place: &str, on: bool) -> String {
+    let address = match address_of(debugger, place) {
+        Ok(address) => address,
+        Err(wrong) => return wrong,
+    };
+    if remove(&mut debugger.asked, &address) {
+        remove(&mut debugger.stops.breakpoints, &address);
+    }
+    if on {
+        debugger.asked.push(address);
+        debugger.stops.breakpoints.push(address);
+    }
+    let what = if on { "stops at" } else { "no longer stops at" };
+    format!("{what} {}\n", debugger.name(address))
+}
+
+fn point(debugger: &Debugger, position: Position) -> String {
     let Position { branches, rip, iterations } = position;
     let iterations =
         if iterations == 0 { String::new() } else { format!(" iteration {iterations}") };
-    format!("branch {branches} rip {rip:#x}{iterations}")
+    let name = debugger.symbols.at(rip).map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("branch {branches} rip {rip:#x}{name}{iterations}")
 }
 
-fn place(travel: &Travel) -> String {
+fn place(debugger: &Debugger) -> String {
+    let travel = &debugger.travel;
     let (number, of) = (travel.entry_number(), travel.entries().len());
-    let now = travel.machine().now();
-    format!("{}, {now} of guest time, before event {number} of {of}\n", point(travel.position()))
+    let (here, now) = (point(debugger, travel.position()), travel.machine().now());
+    format!("{here}, {now} of guest time, before event {number} of {of}\n")
 }
 
 /// Goes to a place as people write it; what is wrong if it is none.
@@ -127,33 +185,37 @@ fn go_for_a_while(travel: &mut Travel, to: &str) -> Result<Result<Halt, String>,
     Ok(Ok(halt))
 }
 
-fn seek(travel: &mut Travel, to: &str, tick: &mut dyn FnMut()) -> Result<String, TravelError> {
-    Ok(match go(travel, to, tick)? {
+fn seek(debugger: &mut Debugger, to: &str, tick: &mut dyn FnMut()) -> Result<String, TravelError> {
+    Ok(match go(&mut debugger.travel, to, tick)? {
         Some(wrong) => wrong,
-        None => place(travel),
+        None => place(debugger),
     })
 }
 
 fn last_write(
-    travel: &mut Travel,
+    debugger: &mut Debugger,
     address: &str,
     len: &str,
     tick: &mut dyn FnMut(),
 ) -> Result<String, TravelError> {
-    let (Some(gva), Some(len)) =
-        (number(address), number(len).filter(|len| (1..=4096).contains(len)))
-    else {
-        return Ok("write an address as 0xffff888000001000, and 1 to 4096 bytes\n".into());
+    let gva = match address_of(debugger, address) {
+        Ok(gva) => gva,
+        Err(wrong) => return Ok(wrong),
     };
-    Ok(match travel.last_write(gva, len, tick)? {
+    let Some(len) = number(len).filter(|len| (1..=4096).contains(len)) else {
+        return Ok(format!("{len}: write 1 to 4096 bytes\n"));
+    };
+    Ok(match debugger.travel.last_write(gva, len, tick)? {
         Some(Touch { before, .. }) => {
-            format!("{gva:#x} was last changed by the instruction at {}\n", point(before))
+            let at = point(debugger, before);
+            format!("{gva:#x} was last changed by the instruction at {at}\n")
         }
         None => format!("{gva:#x} was not changed before this point\n"),
     })
 }
 
-fn events(travel: &Travel, around: usize) -> String {
+fn events(debugger: &Debugger, around: usize) -> String {
+    let travel = &debugger.travel;
     let next = travel.entry_number() as usize;
     let mut text = String::new();
     let first = next.saturating_sub(around);
@@ -161,7 +223,7 @@ fn events(travel: &Travel, around: usize) -> String {
         let mark = if number == next { '>' } else { ' ' };
         let what = format!("{:?}", entry.what);
         let what: String = what.chars().take(80).collect();
-        let place = point(entry.point.into());
+        let place = point(debugger, entry.point.into());
         let _ = writeln!(text, "{mark} {number} {} {place} {what}", entry.at);
     }
     text

@@ -125,10 +125,22 @@ impl<C: ConnectionExt<Error = io::Error>> BlockingEventLoop for Loop<C> {
 fn reason(debugger: &Debugger, halt: Halt) -> Stopped {
     let log = |pos| Stopped::ReplayLog { tid: None, pos };
     match halt {
+        // gdb goes on from a breakpoint that it does not know.
+        Halt::Breakpoint if debugger.asked.contains(&debugger.travel.linear_rip()) => {
+            Stopped::Signal(Signal::SIGTRAP)
+        }
         Halt::Breakpoint => Stopped::SwBreak(()),
         Halt::Touched(watch) => {
             let addr = debugger.stops.watches.get(watch).map_or(0, |(address, _)| *address);
             Stopped::Watch { tid: (), kind: WatchKind::Write, addr }
+        }
+        Halt::Accessed(watch) => {
+            let (addr, kind) = match debugger.stops.accesses.get(watch) {
+                Some((address, _, machine::WatchKind::Loads)) => (*address, WatchKind::Read),
+                Some((address, ..)) => (*address, WatchKind::ReadWrite),
+                None => (0, WatchKind::ReadWrite),
+            };
+            Stopped::Watch { tid: (), kind, addr }
         }
         Halt::Start => log(ReplayLogPosition::Begin),
         Halt::End => log(ReplayLogPosition::End),

@@ -2,16 +2,29 @@
 //! when, and bytes that are watched. None of it can be seen by the guest.
 
 use cpu::Exit;
-use memory::{Epoch, RamOffset};
+use memory::{AccessWatch, Epoch, RamOffset};
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::machine::Machine;
 use crate::run::Stop;
 
-/// Watched bytes: marked as if they were code, so that the engine stops after a write to them.
+/// What of watched bytes is of interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchKind {
+    /// That they may have changed, by whoever.
+    Changes,
+    /// That an instruction loaded them.
+    Loads,
+    /// That an instruction loaded or stored them, whatever was there before.
+    Accesses,
+}
+
+/// Watched bytes; those of [`WatchKind::Changes`] are marked as if they were code, so that the
+/// engine stops after a write to them.
 pub(crate) struct Watch {
     at: RamOffset,
     len: u64,
+    kind: WatchKind,
     generation: u32,
 }
 
@@ -47,18 +60,31 @@ impl Machine {
         self.ram.executed_since(epoch).map(|page| page as u32)
     }
 
-    /// From now on [`Machine::run`] stops after an instruction that writes in the 64 bytes around
-    /// any of these ranges of RAM (first byte, length), which lie in one page each.
-    pub fn set_watches(&mut self, ranges: &[(RamOffset, u64)]) {
-        self.watches = ranges.iter().map(|&(at, len)| Watch { at, len, generation: 0 }).collect();
+    /// From now on [`Machine::run`] stops after an instruction that does what a range of RAM (first
+    /// byte, length, within one page) is watched for; of changes, after one that writes in the 64
+    /// bytes around it.
+    pub fn set_watches(&mut self, ranges: &[(RamOffset, u64, WatchKind)]) {
+        let watch = |&(at, len, kind): &_| Watch { at, len, kind, generation: 0 };
+        self.watches = ranges.iter().map(watch).collect();
+        let accesses = ranges.iter().map(|&(at, len, kind)| AccessWatch {
+            at,
+            len,
+            loads: kind != WatchKind::Changes,
+            stores: kind == WatchKind::Accesses,
+        });
+        self.ram.watch_accesses(accesses.collect());
+        self.vcpu.tlb.flush();
         for index in 0..self.watches.len() {
             self.arm(index);
         }
     }
 
     fn arm(&mut self, index: usize) {
-        let Watch { at, len, .. } = self.watches[index];
+        let Watch { at, len, kind, .. } = self.watches[index];
         debug_assert!((at.0 & PAGE_MASK) + len <= PAGE_SIZE);
+        if kind != WatchKind::Changes {
+            return;
+        }
         if self.ram.mark_code(at, len) {
             self.vcpu.tlb.revoke_write(at.page());
         }
@@ -70,11 +96,20 @@ impl Machine {
         if exit == Exit::Breakpoint {
             return Some(Stop::Breakpoint);
         }
-        let touched = |watch: &Watch| watch.generation != self.ram.code_generation(watch.at.page());
-        let index = self.watches.iter().position(touched)?;
+        self.touched().map(Stop::Touched)
+    }
+
+    /// The watch that something happened to since the last look.
+    pub(crate) fn touched(&mut self) -> Option<usize> {
+        let touched = |watch: &Watch| {
+            watch.kind == WatchKind::Changes
+                && watch.generation != self.ram.code_generation(watch.at.page())
+        };
+        let changed = self.watches.iter().position(touched);
+        let index = self.ram.take_access().or(changed)?;
         for index in 0..self.watches.len() {
             self.arm(index);
         }
-        Some(Stop::Touched(index))
+        Some(index)
     }
 }

@@ -18,6 +18,7 @@ mod spec;
 mod timers;
 
 pub use clock::Clock;
+pub use debug::WatchKind;
 pub use input::Observer;
 pub use machine::Machine;
 pub use run::{Outside, Stop};

@@ -94,7 +94,7 @@ impl Machine {
             engine.step(&mut cpu);
         }
         self.settle(outside);
-        Stop::Reached
+        self.touched().map_or(Stop::Reached, Stop::Touched)
     }
 
     /// Everything that happens at an instruction boundary, then why to stop there, if at all.

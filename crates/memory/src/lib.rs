@@ -5,6 +5,7 @@
 //! epoch; no Rust reference into guest memory ever exists, only copies in and out; RAM is never
 //! moved or hole-punched while mapped.
 
+mod accesses;
 mod cow;
 mod mapping;
 mod present;
@@ -14,6 +15,7 @@ mod traps;
 mod view;
 mod words;
 
+pub use accesses::AccessWatch;
 pub use cow::{CowCounts, CowGuest, CowSaver, Page, PageSink, Pages, Taken};
 pub use mapping::RamError;
 pub use ram::{Layout, NoRam, Ram, RamOffset};

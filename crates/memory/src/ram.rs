@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use types::{Gpa, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
+use crate::accesses::{AccessWatch, Accesses};
 use crate::cow::{CowGuest, Pages};
 use crate::mapping::{Mapping, RamError};
 use crate::traps::{Epoch, Overwritten, Traps};
@@ -80,6 +81,7 @@ pub struct NoRam {
 pub struct Ram {
     pub(crate) mapping: Mapping,
     pub(crate) traps: Traps,
+    accesses: Accesses,
     layout: Layout,
     page_hashes: Vec<u128>,
     hash_sum: u128,
@@ -125,7 +127,8 @@ impl Ram {
         let mut traps = Traps::new((size / PAGE_SIZE) as usize);
         let hash_epoch = traps.begin_epoch();
         let layout = Layout::of(size);
-        Ram { mapping, traps, layout, page_hashes: Vec::new(), hash_sum: 0, hash_epoch }
+        let (accesses, page_hashes) = (Accesses::default(), Vec::new());
+        Ram { mapping, traps, accesses, layout, page_hashes, hash_sum: 0, hash_epoch }
     }
 
     /// Bytes of RAM.
@@ -361,6 +364,29 @@ impl Ram {
     #[inline]
     pub fn is_watched(&self, page: usize) -> bool {
         self.traps.is_watched(page)
+    }
+
+    /// From now on accesses to these bytes are noted, and to no others. The caller drops TLB
+    /// entries.
+    pub fn watch_accesses(&mut self, watches: Vec<AccessWatch>) {
+        self.accesses.set(watches);
+    }
+
+    /// Whether accesses to a page must take the slow path, to be noted.
+    #[inline]
+    pub fn notes_accesses(&self, page: usize) -> bool {
+        self.accesses.is_in(page)
+    }
+
+    /// Notes an access within one page; whether it was to bytes of [`Ram::watch_accesses`].
+    #[inline]
+    pub fn note_access(&mut self, at: RamOffset, len: u64, store: bool) -> bool {
+        self.accesses.note(at, len, store)
+    }
+
+    /// The watch whose bytes were accessed first since the last call.
+    pub fn take_access(&mut self) -> Option<usize> {
+        self.accesses.take()
     }
 
     /// Counts up each time code of the page was overwritten.

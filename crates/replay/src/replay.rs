@@ -129,6 +129,7 @@ pub struct Replayer {
     number: u64,
     checking: bool,
     checked: u64,
+    breakpoints: Vec<u64>,
 }
 
 /// A machine with everything it is replayed on.
@@ -154,12 +155,18 @@ impl Replayer {
     pub fn from_entry(log: impl Entries + 'static, number: u64) -> Result<Replayer, ReplayError> {
         let mut log: Box<dyn Entries> = Box::new(log);
         let next = log.next_entry()?;
-        Ok(Replayer { log, next, number, checking: true, checked: 0 })
+        let breakpoints = Vec::new();
+        Ok(Replayer { log, next, number, checking: true, checked: 0, breakpoints })
     }
 
     /// Whether the log's checks are made; they are unless this says otherwise.
     pub fn set_checking(&mut self, checking: bool) {
         self.checking = checking;
+    }
+
+    /// Linear addresses at which [`Replayer::run`] stops where it steps; the engine has them too.
+    pub fn set_breakpoints(&mut self, breakpoints: &[u64]) {
+        self.breakpoints = breakpoints.to_vec();
     }
 
     /// Checks that were made.
@@ -196,7 +203,7 @@ impl Replayer {
             let Some(entry) = &self.next else {
                 return Ok(Progress::End { orderly: false });
             };
-            if let Some(progress) = rig.approach(entry.point, target)? {
+            if let Some(progress) = rig.approach(entry.point, target, &self.breakpoints)? {
                 return Ok(progress);
             }
             if let What::Input(Input::ClockAnchor { advance_ns, .. }) = entry.what
@@ -263,7 +270,8 @@ impl Replayer {
             }
             Stop::Power(event) => Progress::Power(event),
             Stop::Shutdown => Progress::Shutdown,
-            _ => Progress::Reached,
+            Stop::Touched(watch) => Progress::Touched(watch),
+            Stop::Reached | Stop::Yielded | Stop::Breakpoint => Progress::Reached,
         })
     }
 
@@ -310,6 +318,7 @@ impl Rig<'_> {
         &mut self,
         point: ExecutionPoint,
         target: Target,
+        breakpoints: &[u64],
     ) -> Result<Option<Progress>, Divergence> {
         for _ in 0..STEPS_MAX {
             let here = self.machine.point();
@@ -328,7 +337,7 @@ impl Rig<'_> {
                 let outside: &mut dyn Outside = self.outside;
                 self.machine.run(self.engine, outside, until)
             } else if here.branches == point.branches {
-                self.machine.step(self.engine, self.outside)
+                self.step(breakpoints)
             } else {
                 return self.stopped(point, "is past it");
             };
@@ -355,6 +364,15 @@ impl Rig<'_> {
             }
         }
         self.stopped(point, "does not come to it")
+    }
+
+    /// Executes one instruction; a breakpoint may be at the next.
+    fn step(&mut self, breakpoints: &[u64]) -> Stop {
+        let stop = self.machine.step(self.engine, self.outside);
+        let vcpu = self.machine.vcpu();
+        let rip = vcpu.mode.bases[cpu::Seg::Cs as usize].wrapping_add(vcpu.regs.rip());
+        let at_one = stop == Stop::Reached && breakpoints.contains(&rip);
+        if at_one && self.machine.point().iterations == 0 { Stop::Breakpoint } else { stop }
     }
 
     fn stopped<T>(&self, expected: ExecutionPoint, why: &'static str) -> Result<T, Divergence> {

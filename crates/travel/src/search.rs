@@ -5,6 +5,7 @@
 //! its last event kept. An interval in which no page of a breakpoint was executed and no watched
 //! page written is not run at all.
 
+use machine::WatchKind;
 use memory::RamOffset;
 use replay::Target;
 use types::PAGE_SIZE;
@@ -19,7 +20,12 @@ pub struct Stops {
     pub breakpoints: Vec<u64>,
     /// Watched bytes: virtual address and length.
     pub watches: Vec<(u64, u64)>,
+    /// Bytes that instructions load or store: virtual address, length, and what counts.
+    pub accesses: Vec<(u64, u64, WatchKind)>,
 }
+
+/// A piece of watched bytes in one page, and how it is watched.
+type Piece = (RamOffset, u64, WatchKind);
 
 /// A change of watched bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +38,9 @@ pub struct Touch {
 
 /// Watched bytes, found in RAM.
 struct Watched {
-    pieces: Vec<(RamOffset, u64)>,
-    /// Number of the watch that a piece belongs to.
-    owners: Vec<usize>,
+    pieces: Vec<Piece>,
+    /// What a piece belongs to.
+    owners: Vec<Halt>,
     values: Vec<Vec<u8>>,
 }
 
@@ -42,13 +48,17 @@ impl Watched {
     fn find(travel: &Travel, stops: &Stops) -> Watched {
         let (mut pieces, mut owners) = (Vec::new(), Vec::new());
         let cr3 = travel.machine.vcpu().cr3;
-        for (owner, &(gva, len)) in stops.watches.iter().enumerate() {
+        let changes = stops.watches.iter().map(|&(gva, len)| (gva, len, WatchKind::Changes));
+        let changes = changes.enumerate().map(|(index, watch)| (Halt::Touched(index), watch));
+        let accesses = stops.accesses.iter().copied().enumerate();
+        let accesses = accesses.map(|(index, watch)| (Halt::Accessed(index), watch));
+        for (owner, (gva, len, kind)) in changes.chain(accesses) {
             let mut done = 0;
             while done < len {
                 let at = gva.wrapping_add(done);
                 let step = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
                 if let Ok(place) = look::place(&travel.machine, cr3, at) {
-                    pieces.push((place, step));
+                    pieces.push((place, step, kind));
                     owners.push(owner);
                 }
                 done += step;
@@ -60,7 +70,7 @@ impl Watched {
     }
 
     fn read(&self, travel: &Travel) -> Vec<Vec<u8>> {
-        let read = |&(at, len): &(RamOffset, u64)| {
+        let read = |&(at, len, _): &Piece| {
             let mut bytes = vec![0; len as usize];
             travel.machine.ram().load_bytes(at, &mut bytes);
             bytes
@@ -68,12 +78,23 @@ impl Watched {
         self.pieces.iter().map(read).collect()
     }
 
-    /// The watch whose bytes are not what they were at the last look.
-    fn changed(&mut self, travel: &Travel) -> Option<usize> {
+    /// What happened since the last look: an access (to piece `accessed`, if it is one of those
+    /// that are watched so), or bytes that are not what they were.
+    fn met(&mut self, travel: &Travel, accessed: Option<usize>) -> Option<Halt> {
         let now = self.read(travel);
-        let index = now.iter().zip(&self.values).position(|(now, then)| now != then);
+        let changes = |index: &usize| self.pieces[*index].2 == WatchKind::Changes;
+        let changed = |index: &usize| changes(index) && now[*index] != self.values[*index];
+        let index = accessed.filter(|index| !changes(index));
+        let index = index.or_else(|| (0..now.len()).find(changed));
         self.values = now;
         index.map(|index| self.owners[index])
+    }
+
+    /// RAM pages in which only what writes can be of interest; `None` if loads are.
+    fn written(&self) -> Option<Vec<u32>> {
+        let page =
+            |(at, _, kind): &Piece| (*kind == WatchKind::Changes).then_some(at.page() as u32);
+        self.pieces.iter().map(page).collect()
     }
 }
 
@@ -102,33 +123,34 @@ impl Travel {
         interrupted: &mut dyn FnMut() -> bool,
     ) -> Result<Halt, TravelError> {
         let mut watched = Watched::find(self, stops);
-        let halt = match self.step_over(&mut watched)? {
-            Some(halt) => Ok(halt),
-            None => self.with_stops(stops, &watched.pieces.clone(), |travel| {
-                travel.seek_stop(target, &mut watched, interrupted)
-            }),
-        }?;
-        Ok(halt)
+        self.with_stops(stops, &watched.pieces.clone(), |travel| {
+            match travel.step_over(&mut watched)? {
+                Some(halt) => Ok(halt),
+                None => travel.seek_stop(target, &mut watched, interrupted),
+            }
+        })
     }
 
     /// One instruction, with a look at what is watched.
     fn step_over(&mut self, watched: &mut Watched) -> Result<Option<Halt>, TravelError> {
-        if self.step()? == Halt::End {
+        let (halt, accessed) = self.step_watching()?;
+        if halt == Halt::End {
             return Ok(Some(Halt::End));
         }
-        Ok(watched.changed(self).map(Halt::Touched))
+        Ok(watched.met(self, accessed))
     }
 
     fn with_stops<T>(
         &mut self,
         stops: &Stops,
-        pieces: &[(RamOffset, u64)],
+        pieces: &[Piece],
         body: impl FnOnce(&mut Travel) -> Result<T, TravelError>,
     ) -> Result<T, TravelError> {
         // Translations go when breakpoints change, so they stay until others are wanted.
         if self.breakpoints != stops.breakpoints {
             self.breakpoints.clone_from(&stops.breakpoints);
             self.engine.set_breakpoints(&stops.breakpoints);
+            self.replayer.set_breakpoints(&stops.breakpoints);
         }
         self.machine.set_watches(pieces);
         let result = body(self);
@@ -146,9 +168,9 @@ impl Travel {
             match self.run_stretch(target)? {
                 None if interrupted() => return Ok(Halt::Interrupted),
                 None => {}
-                Some(Halt::Touched(_)) => {
-                    if let Some(watch) = watched.changed(self) {
-                        return Ok(Halt::Touched(watch));
+                Some(Halt::Touched(piece)) => {
+                    if let Some(halt) = watched.met(self, Some(piece)) {
+                        return Ok(halt);
                     }
                 }
                 Some(halt) => return Ok(halt),
@@ -169,7 +191,7 @@ impl Travel {
         let origin = self.position();
         let mut watched = Watched::find(self, stops);
         let executed = self.pages_of(&stops.breakpoints);
-        let written: Vec<u32> = watched.pieces.iter().map(|(at, _)| at.page() as u32).collect();
+        let filter = executed.zip(watched.written());
         let mut end = origin;
         while end > self.history.first() {
             // Short intervals are run through sooner, and begin where the last one ended.
@@ -178,12 +200,12 @@ impl Travel {
                 self.bring_near(far)?;
             }
             let start = self.checkpoint_before(end);
-            let worth = executed
+            let worth = filter
                 .as_ref()
-                .is_none_or(|executed| self.history.may_meet(start, executed, &written));
+                .is_none_or(|(executed, written)| self.history.may_meet(start, executed, written));
             if worth && let Some((at, halt)) = self.last_in(start, end, stops, &mut watched)? {
                 self.go_to(at)?;
-                if let Halt::Touched(_) = halt {
+                if halt != Halt::Breakpoint {
                     self.step_back()?;
                 }
                 return Ok(halt);
@@ -256,7 +278,9 @@ impl Travel {
             }
             match self.seek_stop(target, watched, &mut || false)? {
                 Halt::End => return Ok(last),
-                Halt::Touched(watch) => self.keep_touch(end, Halt::Touched(watch), &mut last),
+                halt @ (Halt::Touched(_) | Halt::Accessed(_)) => {
+                    self.keep_touch(end, halt, &mut last);
+                }
                 _ => {}
             }
         }
@@ -287,7 +311,7 @@ impl Travel {
         tick: &mut dyn FnMut(),
     ) -> Result<Option<Touch>, TravelError> {
         let origin = self.position();
-        let stops = Stops { breakpoints: Vec::new(), watches: vec![(gva, len)] };
+        let stops = Stops { watches: vec![(gva, len)], ..Stops::default() };
         let mut tick_on = || {
             tick();
             false

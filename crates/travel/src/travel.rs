@@ -72,6 +72,8 @@ pub enum Halt {
     Breakpoint,
     /// Watched bytes change here; the watch's number.
     Touched(usize),
+    /// Watched bytes are loaded or stored here; the number among [`crate::Stops::accesses`].
+    Accessed(usize),
     /// The beginning of the recording.
     Start,
     /// The end of the recording.
@@ -105,7 +107,7 @@ pub struct Travel {
     pub(crate) machine: Machine,
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) sandbox: Sandbox,
-    replayer: Replayer,
+    pub(crate) replayer: Replayer,
     entries: Arc<[Entry]>,
     pub(crate) history: History,
     /// In order.
@@ -208,6 +210,7 @@ impl Travel {
         if !self.breakpoints.is_empty() {
             self.breakpoints.clear();
             self.engine.set_breakpoints(&[]);
+            self.replayer.set_breakpoints(&[]);
         }
     }
 
@@ -345,6 +348,7 @@ impl Travel {
     pub(crate) fn go_to_checkpoint(&mut self, at: Position) -> Result<(), TravelError> {
         let number = self.history.go_to(at, &mut self.machine, &mut self.sandbox)?;
         self.replayer = replayer(&self.entries, number)?;
+        self.replayer.set_breakpoints(&self.breakpoints);
         (self.cost_ns, self.at_end) = (0, false);
         Ok(())
     }
@@ -424,14 +428,20 @@ impl Travel {
     /// # Errors
     /// As all journeys.
     pub fn step(&mut self) -> Result<Halt, TravelError> {
+        self.step_watching().map(|(halt, _)| halt)
+    }
+
+    /// As [`Travel::step`], with the number of the machine's watch that was met, if one was.
+    pub(crate) fn step_watching(&mut self) -> Result<(Halt, Option<usize>), TravelError> {
         if self.at_end {
-            return Ok(Halt::End);
+            return Ok((Halt::End, None));
         }
         let progress =
             self.replayer.step(&mut self.machine, self.engine.as_mut(), &mut self.sandbox)?;
         match progress {
-            Progress::Reached => Ok(Halt::Reached),
-            other => Ok(self.power(other)?.unwrap_or(Halt::Reached)),
+            Progress::Reached => Ok((Halt::Reached, None)),
+            Progress::Touched(piece) => Ok((Halt::Reached, Some(piece))),
+            other => Ok((self.power(other)?.unwrap_or(Halt::Reached), None)),
         }
     }
 

@@ -31,6 +31,10 @@ pub struct Debug {
     /// Where gdb connects: the path of a socket to be made, or 127.0.0.1:PORT.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:1234", value_parser = listen)]
     listen: Listen,
+    /// Names of the guest kernel's addresses, for `monitor` commands: its vmlinux or System.map, or
+    /// what /proc/kallsyms said in the guest. gdb itself reads a vmlinux alone.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    symbols: Option<PathBuf>,
     /// End when gdb goes, instead of waiting for the next one.
     #[arg(long)]
     once: bool,
@@ -56,6 +60,7 @@ impl Debug {
             engine: self.engine,
             listen: self.listen.clone(),
             once: self.once,
+            symbols: self.symbols.clone(),
         };
         vmm::debug(&spec, |address| {
             let _ = print(&format!("gdb can connect: target remote {address}\n"));

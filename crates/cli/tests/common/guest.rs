@@ -75,6 +75,12 @@ impl Guest {
         self.bytes(&[0xc7, 0x05, a, b, c, d, e, f, g, h])
     }
 
+    /// Reads a word of memory.
+    pub fn load(self, address: u32) -> Guest {
+        let [a, b, c, d] = address.to_le_bytes();
+        self.bytes(&[0xa1, a, b, c, d])
+    }
+
     /// Waits, busily, for the power button.
     pub fn wait_power_button(self) -> Guest {
         // mov dx, 0x600; 1: in ax, dx; test ah, 1; jz 1b

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use gdb::{Debugger, ServeError};
+use gdb::{Debugger, ServeError, Symbols};
 use journal::{Entry, LogError};
 use travel::{Halt, Reboot, Sandbox, Travel};
 
@@ -38,6 +38,8 @@ pub struct DebugSpec {
     pub listen: Listen,
     /// End when the first gdb has gone.
     pub once: bool,
+    /// A vmlinux, System.map or /proc/kallsyms of the guest's kernel.
+    pub symbols: Option<PathBuf>,
 }
 
 /// Serves gdb, one after the other; `on_ready` is told the address when gdb can connect.
@@ -45,9 +47,11 @@ pub struct DebugSpec {
 /// # Errors
 /// [`VmError::Recording`].
 pub fn debug(spec: &DebugSpec, on_ready: impl FnOnce(&str)) -> Result<(), VmError> {
+    let symbols = spec.symbols.as_deref().map(read_symbols).transpose()?;
     let mut travel = travel(&spec.dir, spec.engine)?;
     go(&mut travel, spec.at)?;
     let mut debugger = Debugger::new(travel);
+    debugger.set_symbols(symbols.unwrap_or_default());
     let listener = Listener::bind(&spec.listen)?;
     on_ready(&listener.address);
     loop {
@@ -62,6 +66,11 @@ pub fn debug(spec: &DebugSpec, on_ready: impl FnOnce(&str)) -> Result<(), VmErro
             return Ok(());
         }
     }
+}
+
+fn read_symbols(path: &Path) -> Result<Symbols, RecordingError> {
+    let bytes = std::fs::read(path).map_err(RecordingError::file("read", path))?;
+    Symbols::read(&bytes).map_err(|why| RecordingError::Symbols { path: path.to_owned(), why })
 }
 
 /// Goes to a place of the recording.

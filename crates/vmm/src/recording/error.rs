@@ -89,6 +89,14 @@ pub enum RecordingError {
     /// The conversation with gdb failed.
     #[error(transparent)]
     Gdb(#[from] gdb::ServeError),
+    /// Names of the guest kernel's addresses cannot be read.
+    #[error("{path:?}: {why}")]
+    Symbols {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// A checkpoint that is not there.
     #[error("the recording has no checkpoint {0}; `doppel events` lists those that were taken")]
     NoCheckpoint(u32),

@@ -185,7 +185,7 @@ impl Tracer<'_> {
         while !self.is_over() {
             let doors = doors(&self.travel, what);
             let breakpoints = doors.iter().map(|(_, address)| *address).collect();
-            let stops = Stops { breakpoints, watches: Vec::new() };
+            let stops = Stops { breakpoints, ..Stops::default() };
             // Entry points are set up once; until they are, they are looked for.
             let stretch = if doors.is_empty() { SETUP_STRETCH } else { SETUP_STRETCH * 100 };
             let branches = self.travel.position().branches + stretch;
