@@ -11,6 +11,8 @@ pub struct Console {
     bytes: Vec<u8>,
     /// Where each chunk read ends in `bytes`, and when it arrived.
     chunks: Vec<(usize, Duration)>,
+    /// When the process was gone.
+    ended: Duration,
 }
 
 /// More than any guest writes in a benchmark; what comes after is not kept.
@@ -46,6 +48,16 @@ impl Console {
             self.bytes.extend_from_slice(chunk);
             self.chunks.push((self.bytes.len(), at));
         }
+    }
+
+    /// Notes that the process ended `at`.
+    pub fn end(&mut self, at: Duration) {
+        self.ended = at;
+    }
+
+    /// When the process was gone.
+    pub fn ended(&self) -> Duration {
+        self.ended
     }
 
     /// When the last byte of the first `mark` arrived.

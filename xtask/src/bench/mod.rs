@@ -1,8 +1,10 @@
 //! `cargo xtask bench`: doppel beside its peers, in one run, alternately, by the host's clock.
 
 pub mod console;
+mod replay;
 mod report;
 mod rows;
+mod serving;
 mod stun;
 mod target;
 
@@ -31,6 +33,8 @@ enum What {
     Guest(Guest),
     /// How long guests stand still when they are kept.
     Stun(stun::Stun),
+    /// What recording costs, and how fast recordings are replayed.
+    Replay(replay::Replay),
 }
 
 /// The rows of guest performance.
@@ -67,6 +71,7 @@ impl Bench {
     pub fn run(&self) -> Result<()> {
         match &self.what {
             What::Guest(guest) => guest.run(),
+            What::Replay(replay) => replay.run(),
             What::Stun(stun) => {
                 require_qemu(&Cache::open()?)?;
                 stun.run()

@@ -46,6 +46,13 @@ pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
     Some(Summary { median, min, max })
 }
 
+impl Summary {
+    /// The middle.
+    pub fn median(self) -> f64 {
+        self.median
+    }
+}
+
 impl Line {
     fn seconds(&self, target: usize) -> Option<Summary> {
         summary(self.times[target].iter().flatten().copied())

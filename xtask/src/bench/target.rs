@@ -80,7 +80,7 @@ impl Target {
 }
 
 /// Adds kernel, initramfs and command line; `dashes` is what long options begin with.
-fn boot(command: &mut Command, dashes: &str, mini: &Mini, parameters: &str) {
+pub fn boot(command: &mut Command, dashes: &str, mini: &Mini, parameters: &str) {
     let line = if dashes == "-" { "-append" } else { "--cmdline" };
     command.arg(format!("{dashes}kernel")).arg(&mini.kernel.vmlinuz);
     command.arg(format!("{dashes}initrd")).arg(&mini.initramfs);
@@ -103,7 +103,10 @@ fn native(tree: &Path, rows: &[Row]) -> Command {
 }
 
 /// Runs `command` to its end with both outputs on one console.
-fn watch(command: &mut Command, limit: Duration) -> Result<Console> {
+///
+/// # Errors
+/// When it cannot be started, fails, or does not end in time.
+pub fn watch(command: &mut Command, limit: Duration) -> Result<Console> {
     let (reader, writer) = std::io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let start = Instant::now();
@@ -121,8 +124,9 @@ fn watch(command: &mut Command, limit: Duration) -> Result<Console> {
     if !in_time {
         child.kill().context("cannot be stopped")?;
     }
-    let console = thread.join().ok().context("the console's reader panicked")??;
+    let mut console = thread.join().ok().context("the console's reader panicked")??;
     finish(child, in_time, &console, limit)?;
+    console.end(start.elapsed());
     Ok(console)
 }
 
