@@ -30,7 +30,9 @@ enum Image {
     MiniFull,
     /// Debian with systemd on a disk.
     Debian,
-    /// All of them.
+    /// A kernel module with a bug, for debuggers to find.
+    Culprit,
+    /// All of them but the module.
     All,
 }
 
@@ -77,6 +79,9 @@ impl Guest {
         if self.wants(Image::Debian) {
             let debian = guests::debian(&cache, self.force)?;
             show_debian(&debian)?;
+        }
+        if self.image == Image::Culprit {
+            show("culprit", &guests::culprit(&cache, self.force)?)?;
         }
         println!("done in {:.1} s", start.elapsed().as_secs_f64());
         Ok(())

@@ -11,6 +11,7 @@
 //! | `mini-full-*.cpio` | `mini` with python3, sqlite3, openssl and e2fsprogs |
 //! | `debian.raw`, `debian.qcow2` | Debian with systemd on an ext4 disk, for both kernels |
 //! | `debian-*.cpio` | the initramfs that mounts that disk |
+//! | `culprit/culprit.ko` | a kernel module with a bug for debuggers to find |
 //! | `soak/` | what the long tests bring into the Debian guest |
 //!
 //! What the images understand on the kernel command line is described in the README beside this
@@ -21,6 +22,7 @@ mod apt;
 mod cache;
 mod command;
 mod cpio;
+mod culprit;
 mod debian;
 mod kernel;
 mod mini;
@@ -33,6 +35,7 @@ mod stamp;
 pub use apt::{Apt, Suite};
 pub use cache::{Cache, CacheLock, workspace_root};
 pub use command::{capture, run, say};
+pub use culprit::culprit;
 pub use debian::{Debian, debian};
 pub use kernel::{Kernel, KernelFiles, kernel};
 pub use mini::{Mini, full_tree, mini, mini_full, native_tree};

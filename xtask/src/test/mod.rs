@@ -172,6 +172,7 @@ fn build_guests(is_slow: bool) -> Result<()> {
     guests::debian(&cache, false)?;
     if is_slow {
         guests::soak_files(&cache, false)?;
+        guests::culprit(&cache, false)?;
     }
     Ok(())
 }
