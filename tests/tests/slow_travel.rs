@@ -7,24 +7,28 @@ use whole::rsp::Rsp;
 use whole::scratch::Scratch;
 
 /// What the guest does: several things at once, for a minute.
-const WORK: &str = "cp /mnt/w.c ~; cd ~
+const WORK: &str = "grep -E ' (start_kernel|rest_init)$' /proc/kallsyms
+cp /mnt/w.c ~; cd ~
 (while :; do gcc -O1 -c -o w.o w.c; done) &
 (while :; do md5sum /usr/bin/* >/dev/null; done) &
 (while :; do redis-benchmark -q -n 500 -t set,get >/dev/null; done) &
 (while :; do dd if=/dev/urandom of=f bs=64k count=64 conv=fsync 2>/dev/null; done) &
 echo WORKING; sleep 60; echo WORKED; exit 0
 ";
+/// Functions that run once, at the beginning.
+const NAMES: [&str; 2] = ["start_kernel", "rest_init"];
 /// Steps back that are timed.
 const STEPS: usize = 20;
 
-/// Records a minute of work; `more` for `doppel run`.
-fn record(scratch: &Scratch, more: &str) -> Debian {
+/// Records a minute of work; `more` for `doppel run`. What was on the console.
+fn record(scratch: &Scratch, more: &str) -> (Debian, String) {
     let debian = Debian::new("6.1");
     let program = "int f(int x){int i,s=0;for(i=0;i<x;i++)s+=i*i^s;return s;}";
     let files: &[(&str, &[u8])] = &[("job", WORK.as_bytes()), ("w.c", program.as_bytes())];
     let doppel = debian.with_job(files, true).file("--record", &scratch.path("rec")).args(more);
-    doppel.start().end(BOOT).expect(0);
-    debian
+    let ended = doppel.run(BOOT);
+    let output = ended.expect(0).output_of("job");
+    (debian, output)
 }
 
 /// Median and most of durations.
@@ -42,38 +46,44 @@ fn back_to(rsp: &mut Rsp, address: u64) -> (String, Duration) {
     back
 }
 
-fn rip(rsp: &mut Rsp) -> u64 {
-    let said = rsp.monitor("where");
-    let word = said.split("rip 0x").nth(1).and_then(|rest| rest.split([' ', ',']).next());
-    u64::from_str_radix(word.expect("a rip"), 16).expect("a number")
-}
-
 #[test]
 #[ignore = "minutes: cargo xtask test --slow"]
 fn reverse_step_and_reverse_continue_of_a_minute_of_debian_answer_soon() {
     let scratch = Scratch::new();
-    let _debian = record(&scratch, "");
-    let mut rsp = Rsp::start(&scratch, "rec");
-    // Code of the kernel's start, which runs once.
-    rsp.monitor("seek 20000");
-    let (once, at) = (rip(&mut rsp), rsp.branches());
+    let (_debian, output) = record(&scratch, "");
+    let symbols = output.lines().filter(|line| NAMES.iter().any(|name| line.ends_with(name)));
+    let map = scratch.write("map", symbols.collect::<Vec<_>>().join("\n"));
+    let mut rsp = Rsp::start(&scratch, &format!("rec --symbols {}", map.display()));
     let start = Instant::now();
     let said = rsp.monitor("seek end");
-    println!("to the end in {:.1?}: {said}", start.elapsed());
-    println!("{}", rsp.monitor("checkpoints"));
-    let hot = rip(&mut rsp);
-    let (median, most) = spread((0..STEPS).map(|_| rsp.timed("bs").1).collect());
-    println!("reverse-step: median {median:.1?}, most {most:.1?}");
-    // In the middle of it, after one journey there.
+    println!("to the end in {:.1?}: {said}{}", start.elapsed(), rsp.monitor("checkpoints"));
+    let there = spread((0..STEPS).map(|_| rsp.timed("bs").1).collect());
+    println!("reverse-step at the end: median {:.1?}, most {:.1?}", there.0, there.1);
     rsp.monitor("seek 40s");
-    rsp.ask("bs");
-    let (median_there, most_there) = spread((0..STEPS).map(|_| rsp.timed("bs").1).collect());
-    println!("in the middle: median {median_there:.1?}, most {most_there:.1?}");
-    let (answer, took) = back_to(&mut rsp, once);
-    println!("reverse-continue to {once:#x}: {answer} in {took:.1?}, {}", rsp.branches());
-    println!("once {at}");
-    // The middle of an instruction in a page that is always in use: every interval is run.
-    let (answer, worst) = back_to(&mut rsp, hot + 1);
-    println!("reverse-continue to nowhere: {answer} in {worst:.1?}");
+    let first = rsp.timed("bs").1;
+    let middle = spread((0..STEPS).map(|_| rsp.timed("bs").1).collect());
+    println!(
+        "in the middle: first {first:.1?}, then median {:.1?}, most {:.1?}",
+        middle.0, middle.1
+    );
+    // Both run once, at the beginning; the second in a page that is always in use.
+    let mut slowest = Duration::ZERO;
+    for name in NAMES {
+        let said = rsp.monitor(&format!("symbol {name}"));
+        let address = said.strip_prefix("0x").and_then(|said| said.split(' ').next());
+        let address = u64::from_str_radix(address.expect("a symbol"), 16).expect("an address");
+        let (answer, took) = back_to(&mut rsp, address);
+        let place = rsp.monitor("where");
+        println!("reverse-continue to {name} in {took:.1?}: {place}");
+        assert!(answer.contains("swbreak") && place.contains(&format!("({name})")), "{answer}");
+        slowest = slowest.max(took);
+    }
     println!("{}", rsp.monitor("checkpoints"));
+    for (what, took, most) in [
+        ("reverse-step at the end", there.0, 150),
+        ("reverse-step in the middle", middle.0, 150),
+        ("reverse-continue", slowest, 10_000),
+    ] {
+        assert!(took <= Duration::from_millis(most), "{what}: {took:.1?}");
+    }
 }
