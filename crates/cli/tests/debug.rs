@@ -37,6 +37,27 @@ struct Said {
     stderr: String,
 }
 
+/// What gdb says to a script, connected to `socket`.
+fn gdb_at(place: &Place, socket: &str, script: &[&str]) -> Said {
+    let mut file = std::fs::File::create(place.path("script")).unwrap();
+    for line in ["set pagination off", "set confirm off", "set width 0"] {
+        writeln!(file, "{line}").unwrap();
+    }
+    writeln!(file, "target remote {socket}").unwrap();
+    script.iter().for_each(|line| writeln!(file, "{line}").unwrap());
+    writeln!(file, "detach").unwrap();
+    drop(file);
+    let gdb = Command::new("gdb")
+        .args(["-nx", "-batch", "-x", place.path("script").to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("gdb is installed: cargo xtask test says how");
+    let said = finish(gdb);
+    Said { stdout: text(&said.stdout), stderr: text(&said.stderr) }
+}
+
 /// What gdb says to a script, with `doppel debug` at the other end.
 fn gdb(place: &Place, dir: &Path, engine: &str, script: &[&str]) -> Said {
     gdb_with(place, dir, &["--engine", engine], script)
@@ -49,23 +70,93 @@ fn gdb_with(place: &Place, dir: &Path, more: &[&str], script: &[&str]) -> Said {
     let mut command = place.doppel(&[&arguments[..], &[socket.to_str().unwrap()], more].concat());
     let server = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for("the socket", || socket.exists());
-    let mut file = std::fs::File::create(place.path("script")).unwrap();
-    for line in ["set pagination off", "set confirm off", "set width 0"] {
-        writeln!(file, "{line}").unwrap();
+    let said = gdb_at(place, socket.to_str().unwrap(), script);
+    let served = finish(server);
+    assert_eq!(text(&served.stderr), "", "{}", said.stdout);
+    said
+}
+
+/// Branches that a VM says it has executed.
+fn branches(place: &Place, name: &str) -> u64 {
+    let said = place.run(&["inspect", name, "--json"]).stdout;
+    let said: serde_json::Value = serde_json::from_slice(&said).unwrap();
+    said["branches"].as_u64().unwrap()
+}
+
+#[test]
+fn gdb_holds_a_running_vm_which_goes_on_and_records_nothing_of_it() {
+    let place = Place::new();
+    let guest = Guest::new().store_more_and_more(0x30_0000).image();
+    let vm = place.start("live", &guest, &["--record", place.path("rec").to_str().unwrap()]);
+    let script = [
+        "watch *(int*)0x300000",
+        "continue",
+        "delete",
+        "set $before = $ebx",
+        "hbreak *0x100026",
+        "continue",
+        "print $rip == 0x100026",
+        "continue",
+        "delete",
+        "stepi",
+        "print $rip == 0x100027",
+        "print $ebx - *(int*)0x300000",
+        "print $ebx > $before",
+        "monitor break begin",
+        "continue",
+        "monitor where",
+        "monitor unbreak begin",
+        "reverse-stepi",
+        "monitor seek end",
+    ];
+    let map = place.file("System.map", b"00100020 T begin\n");
+    for round in 0..2 {
+        let socket = place.path(&format!("gdb{round}"));
+        let arguments = ["debug", "live", "--once", "--symbols", map.to_str().unwrap()];
+        let served = place.run(&[&arguments[..], &["--listen", socket.to_str().unwrap()]].concat());
+        assert!(served.status.success(), "{}", text(&served.stderr));
+        let said = gdb_at(&place, socket.to_str().unwrap(), &script);
+        has(&said.stdout, &["Old value = ", "New value = ", "$1 = 1", "$2 = 1", "$3 = 1"]);
+        has(&said.stdout, &["$4 = 1", "SIGTRAP", "No more reverse-execution history"]);
+        let how = ["being recorded: `doppel debug ", "rec` goes back from here"];
+        has(&said.stderr, &how);
+        has(&said.stderr, &["rip 0x100020 (begin)", "where   ", "symbol NAME"]);
+        let before = branches(&place, "live");
+        wait_for("the VM to go on", || branches(&place, "live") > before);
     }
-    writeln!(file, "target remote {}", socket.display()).unwrap();
-    script.iter().for_each(|line| writeln!(file, "{line}").unwrap());
-    writeln!(file, "detach").unwrap();
-    let gdb = Command::new("gdb")
-        .args(["-nx", "-batch", "-x", place.path("script").to_str().unwrap()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("gdb is installed: cargo xtask test says how");
-    let (said, served) = (finish(gdb), finish(server));
-    assert_eq!(text(&served.stderr), "", "{}", text(&said.stdout));
-    Said { stdout: text(&said.stdout), stderr: text(&said.stderr) }
+    // The recording is followed while it grows.
+    let dir = place.path("rec");
+    let twice = ["continue", "monitor where", "shell sleep 3", "continue", "monitor where"];
+    let said = gdb(&place, &dir, "translate", &[&twice[..], &["reverse-stepi"]].concat());
+    let at = said.stderr.lines().filter_map(|line| line.strip_prefix("branch "));
+    let at: Vec<u64> = at.map(|at| at.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(at.len() == 2 && at[0] < at[1], "{at:?} {}", said.stderr);
+    assert!(place.run(&["stop", "live", "--force"]).status.success());
+    drop(vm);
+    for engine in ["translate", "interp"] {
+        let verified = place.run(&["verify", dir.to_str().unwrap(), "--engine", engine]);
+        assert!(verified.status.success(), "{}", text(&verified.stderr));
+    }
+}
+
+#[test]
+fn gdb_is_refused_where_there_is_nothing_to_debug() {
+    let place = Place::new();
+    let refused = place.run(&["debug", "nobody", "--listen", "s"]);
+    assert!(!refused.status.success() && text(&refused.stderr).contains("nobody"));
+    let guest = Guest::new().spin().image();
+    let _vm = place.start("live", &guest, &[]);
+    let first = place.run(&["debug", "live", "--listen", "s"]);
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    let second = place.run(&["debug", "live", "--listen", "s2"]);
+    assert!(text(&second.stderr).contains("gdb is served already"), "{}", text(&second.stderr));
+    let said = gdb_at(&place, place.path("s").to_str().unwrap(), &["stepi", "reverse-stepi"]);
+    has(&said.stderr, &["`doppel record live DIR` records it from now on"]);
+    // A gdb that is killed leaves the VM going.
+    let script = ["shell kill -9 $PPID"];
+    gdb_at(&place, place.path("s").to_str().unwrap(), &script);
+    let before = branches(&place, "live");
+    wait_for("the VM to go on", || branches(&place, "live") > before);
 }
 
 fn has(said: &str, words: &[&str]) {

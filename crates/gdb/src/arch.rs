@@ -67,7 +67,7 @@ impl Registers for X86Registers {
 
 impl X86Registers {
     /// The registers of a vCPU; `rip` is linear.
-    pub(crate) fn of(vcpu: &Vcpu, rip: u64) -> X86Registers {
+    pub fn of(vcpu: &Vcpu, rip: u64) -> X86Registers {
         let mut bytes = Vec::with_capacity(700);
         let mut put = |value: &[u8]| bytes.extend_from_slice(value);
         for index in GENERAL {

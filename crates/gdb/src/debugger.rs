@@ -1,4 +1,4 @@
-//! What gdb debugs: a traveller, and what gdb wants to be stopped at.
+//! A subject with gdb on its back: how gdb wants it to move, and what to stop at.
 
 use std::time::Instant;
 
@@ -17,24 +17,16 @@ use gdbstub::target::ext::breakpoints::{
 };
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
-use travel::{Halt, Stops, Travel, TravelError};
+use travel::{Halt, Stops};
 
 use crate::arch::{X86, X86Registers};
 use crate::monitor;
+use crate::subject::{Move, Subject};
 use crate::symbols::Symbols;
 
-/// How gdb wants the machine to move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Move {
-    GoOn,
-    Step,
-    GoBack,
-    StepBack,
-}
-
-/// A traveller with a debugger on its back.
-pub struct Debugger {
-    pub(crate) travel: Travel,
+/// A subject with a debugger on its back.
+pub struct Debugger<S> {
+    pub(crate) subject: S,
     pub(crate) stops: Stops,
     pub(crate) wanted: Move,
     /// Page tables to read memory by, if not those in use.
@@ -44,16 +36,11 @@ pub struct Debugger {
     pub(crate) asked: Vec<u64>,
 }
 
-impl Debugger {
-    /// Debugs `travel` from where it is.
-    pub fn new(travel: Travel) -> Debugger {
-        let (stops, symbols) = (Stops::default(), Symbols::default());
-        Debugger { travel, stops, wanted: Move::Step, cr3: None, symbols, asked: Vec::new() }
-    }
-
-    /// Names for the guest kernel's addresses.
-    pub fn set_symbols(&mut self, symbols: Symbols) {
-        self.symbols = symbols;
+impl<S> Debugger<S> {
+    /// Debugs `subject` from where it is.
+    pub fn new(subject: S, symbols: Symbols) -> Debugger<S> {
+        let (stops, wanted) = (Stops::default(), Move::Step);
+        Debugger { subject, stops, wanted, cr3: None, symbols, asked: Vec::new() }
     }
 
     /// An address, with the name it has.
@@ -62,30 +49,24 @@ impl Debugger {
         format!("{address:#x}{name}")
     }
 
-    /// The traveller.
-    pub fn travel(&mut self) -> &mut Travel {
-        &mut self.travel
-    }
-
-    /// Moves as gdb wants.
-    pub(crate) fn go(
-        &mut self,
-        interrupted: &mut dyn FnMut() -> bool,
-    ) -> Result<Halt, TravelError> {
-        match self.wanted {
-            Move::GoOn => self.travel.go_on(&self.stops, interrupted),
-            Move::GoBack => self.travel.go_back(&self.stops, interrupted),
-            Move::Step => self.travel.step(),
-            Move::StepBack => self.travel.step_back(),
-        }
+    /// What is debugged.
+    pub fn subject(&mut self) -> &mut S {
+        &mut self.subject
     }
 }
 
-impl Target for Debugger {
-    type Arch = X86;
-    type Error = TravelError;
+impl<S: Subject> Debugger<S> {
+    /// Moves as gdb wants.
+    pub(crate) fn go(&mut self, interrupted: &mut dyn FnMut() -> bool) -> Result<Halt, S::Error> {
+        self.subject.go(self.wanted, &self.stops, interrupted)
+    }
+}
 
-    fn base_ops(&mut self) -> BaseOps<'_, X86, TravelError> {
+impl<S: Subject> Target for Debugger<S> {
+    type Arch = X86;
+    type Error = S::Error;
+
+    fn base_ops(&mut self) -> BaseOps<'_, X86, S::Error> {
         BaseOps::SingleThread(self)
     }
 
@@ -98,9 +79,9 @@ impl Target for Debugger {
     }
 }
 
-impl SingleThreadBase for Debugger {
+impl<S: Subject> SingleThreadBase for Debugger<S> {
     fn read_registers(&mut self, regs: &mut X86Registers) -> TargetResult<(), Self> {
-        *regs = X86Registers::of(self.travel.machine().vcpu(), self.travel.linear_rip());
+        *regs = self.subject.registers().map_err(TargetError::Fatal)?;
         Ok(())
     }
 
@@ -109,7 +90,7 @@ impl SingleThreadBase for Debugger {
     }
 
     fn read_addrs(&mut self, start: u64, data: &mut [u8]) -> TargetResult<usize, Self> {
-        match self.travel.read(self.cr3, start, data) {
+        match self.subject.read(self.cr3, start, data) {
             Ok(()) => Ok(data.len()),
             Err(travel::NotMapped(at)) => match at.wrapping_sub(start) as usize {
                 0 => Err(TargetError::NonFatal),
@@ -127,8 +108,8 @@ impl SingleThreadBase for Debugger {
     }
 }
 
-impl SingleThreadResume for Debugger {
-    fn resume(&mut self, _: Option<Signal>) -> Result<(), TravelError> {
+impl<S: Subject> SingleThreadResume for Debugger<S> {
+    fn resume(&mut self, _: Option<Signal>) -> Result<(), S::Error> {
         self.wanted = Move::GoOn;
         Ok(())
     }
@@ -146,28 +127,28 @@ impl SingleThreadResume for Debugger {
     }
 }
 
-impl SingleThreadSingleStep for Debugger {
-    fn step(&mut self, _: Option<Signal>) -> Result<(), TravelError> {
+impl<S: Subject> SingleThreadSingleStep for Debugger<S> {
+    fn step(&mut self, _: Option<Signal>) -> Result<(), S::Error> {
         self.wanted = Move::Step;
         Ok(())
     }
 }
 
-impl ReverseCont<()> for Debugger {
-    fn reverse_cont(&mut self) -> Result<(), TravelError> {
+impl<S: Subject> ReverseCont<()> for Debugger<S> {
+    fn reverse_cont(&mut self) -> Result<(), S::Error> {
         self.wanted = Move::GoBack;
         Ok(())
     }
 }
 
-impl ReverseStep<()> for Debugger {
-    fn reverse_step(&mut self, _: ()) -> Result<(), TravelError> {
+impl<S: Subject> ReverseStep<()> for Debugger<S> {
+    fn reverse_step(&mut self, _: ()) -> Result<(), S::Error> {
         self.wanted = Move::StepBack;
         Ok(())
     }
 }
 
-impl Breakpoints for Debugger {
+impl<S: Subject> Breakpoints for Debugger<S> {
     fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
         Some(self)
     }
@@ -181,7 +162,7 @@ impl Breakpoints for Debugger {
     }
 }
 
-impl SwBreakpoint for Debugger {
+impl<S: Subject> SwBreakpoint for Debugger<S> {
     fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
         self.stops.breakpoints.push(address);
         Ok(true)
@@ -192,7 +173,7 @@ impl SwBreakpoint for Debugger {
     }
 }
 
-impl HwBreakpoint for Debugger {
+impl<S: Subject> HwBreakpoint for Debugger<S> {
     fn add_hw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
         self.add_sw_breakpoint(address, kind)
     }
@@ -202,7 +183,7 @@ impl HwBreakpoint for Debugger {
     }
 }
 
-impl HwWatchpoint for Debugger {
+impl<S: Subject> HwWatchpoint for Debugger<S> {
     fn add_hw_watchpoint(
         &mut self,
         address: u64,
@@ -250,12 +231,12 @@ pub(crate) fn remove<T: PartialEq>(items: &mut Vec<T>, item: &T) -> bool {
     })
 }
 
-impl MonitorCmd for Debugger {
+impl<S: Subject> MonitorCmd for Debugger<S> {
     fn handle_monitor_cmd(
         &mut self,
         command: &[u8],
         mut out: ConsoleOutput<'_>,
-    ) -> Result<(), TravelError> {
+    ) -> Result<(), S::Error> {
         let command = String::from_utf8_lossy(command).into_owned();
         let mut said = Instant::now();
         let answer = monitor::answer(self, &command, &mut || {

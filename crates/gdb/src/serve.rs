@@ -2,35 +2,38 @@
 
 use std::io;
 
+use gdbstub::arch::Registers;
 use gdbstub::common::Signal;
 use gdbstub::conn::{Connection, ConnectionExt};
 use gdbstub::stub::run_blocking::{BlockingEventLoop, Event, WaitForStopReasonError};
 use gdbstub::stub::{DisconnectReason, GdbStub, SingleThreadStopReason};
 use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition;
 use gdbstub::target::ext::breakpoints::WatchKind;
-use travel::{Halt, TravelError};
+use travel::Halt;
 
-use crate::debugger::{Debugger, Move};
+use crate::arch::X86Registers;
+use crate::debugger::Debugger;
+use crate::subject::{Move, Subject};
 
 /// Why a conversation ended badly.
 #[derive(Debug)]
-pub enum ServeError {
+pub enum ServeError<E> {
     /// The machine could not go where it was to go.
-    Travel(TravelError),
+    Subject(E),
     /// The connection broke, or its far end does not speak gdb's language.
     Connection(String),
 }
 
-impl std::fmt::Display for ServeError {
+impl<E: std::fmt::Display> std::fmt::Display for ServeError<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            ServeError::Travel(error) => error.fmt(f),
+            ServeError::Subject(error) => error.fmt(f),
             ServeError::Connection(error) => write!(f, "the connection to gdb: {error}"),
         }
     }
 }
 
-impl std::error::Error for ServeError {}
+impl<E: std::fmt::Display + std::fmt::Debug> std::error::Error for ServeError<E> {}
 
 /// A connection whose answers leave in one piece.
 struct Buffered<C> {
@@ -77,16 +80,17 @@ impl<C: ConnectionExt<Error = io::Error>> ConnectionExt for Buffered<C> {
 ///
 /// # Errors
 /// [`ServeError`].
-pub fn serve<C>(debugger: &mut Debugger, connection: C) -> Result<(), ServeError>
+pub fn serve<S, C>(debugger: &mut Debugger<S>, connection: C) -> Result<(), ServeError<S::Error>>
 where
+    S: Subject,
     C: ConnectionExt<Error = io::Error>,
 {
     let connection = Buffered { inner: connection, waiting: Vec::new() };
-    match GdbStub::new(connection).run_blocking::<Loop<Buffered<C>>>(debugger) {
+    match GdbStub::new(connection).run_blocking::<Loop<S, Buffered<C>>>(debugger) {
         Ok(DisconnectReason::Disconnect | DisconnectReason::Kill) => Ok(()),
         Ok(_) => Ok(()),
         Err(error) if error.is_target_error() => match error.into_target_error() {
-            Some(error) => Err(ServeError::Travel(error)),
+            Some(error) => Err(ServeError::Subject(error)),
             None => Err(ServeError::Connection("unknown".into())),
         },
         Err(error) if error.is_connection_error() => Ok(()),
@@ -94,41 +98,56 @@ where
     }
 }
 
-struct Loop<C>(std::marker::PhantomData<C>);
+struct Loop<S, C>(std::marker::PhantomData<(S, C)>);
 
 type Stopped = SingleThreadStopReason<u64>;
 
-impl<C: ConnectionExt<Error = io::Error>> BlockingEventLoop for Loop<C> {
-    type Target = Debugger;
+impl<S: Subject, C: ConnectionExt<Error = io::Error>> BlockingEventLoop for Loop<S, C> {
+    type Target = Debugger<S>;
     type Connection = C;
     type StopReason = Stopped;
 
     fn wait_for_stop_reason(
-        debugger: &mut Debugger,
+        debugger: &mut Debugger<S>,
         connection: &mut C,
-    ) -> Result<Event<Stopped>, WaitForStopReasonError<TravelError, <C as Connection>::Error>> {
+    ) -> Result<Event<Stopped>, WaitForStopReasonError<S::Error, <C as Connection>::Error>> {
+        if debugger.wanted.is_back()
+            && let Some(why) = debugger.subject.no_way_back()
+        {
+            print(connection, &why).map_err(WaitForStopReasonError::Connection)?;
+            return Ok(Event::TargetStopped(reason(debugger, Halt::Start, 0)));
+        }
         let mut interrupted = || matches!(connection.peek(), Ok(Some(_)));
         let halt = debugger.go(&mut interrupted).map_err(WaitForStopReasonError::Target)?;
         if halt == Halt::Interrupted {
             let byte = connection.read().map_err(WaitForStopReasonError::Connection)?;
             return Ok(Event::IncomingData(byte));
         }
-        Ok(Event::TargetStopped(reason(debugger, halt)))
+        let asked = halt == Halt::Breakpoint && !debugger.asked.is_empty();
+        let rip = if asked { debugger.subject.registers() } else { Ok(X86Registers::default()) };
+        let rip = rip.map_err(WaitForStopReasonError::Target)?.pc();
+        Ok(Event::TargetStopped(reason(debugger, halt, rip)))
     }
 
-    fn on_interrupt(_: &mut Debugger) -> Result<Option<Stopped>, TravelError> {
+    fn on_interrupt(_: &mut Debugger<S>) -> Result<Option<Stopped>, S::Error> {
         Ok(Some(Stopped::Signal(Signal::SIGINT)))
     }
 }
 
-/// How gdb is told why the machine stopped.
-fn reason(debugger: &Debugger, halt: Halt) -> Stopped {
+/// Has gdb print a line while it waits for the machine to stop.
+fn print<C: Connection<Error = io::Error>>(connection: &mut C, line: &str) -> io::Result<()> {
+    let hex: String = format!("{line}\n").bytes().map(|byte| format!("{byte:02x}")).collect();
+    let packet = format!("O{hex}");
+    let sum = packet.bytes().fold(0u8, u8::wrapping_add);
+    connection.write_all(format!("${packet}#{sum:02x}").as_bytes())
+}
+
+/// How gdb is told why the machine stopped; at `rip`, if that matters.
+fn reason<S>(debugger: &Debugger<S>, halt: Halt, rip: u64) -> Stopped {
     let log = |pos| Stopped::ReplayLog { tid: None, pos };
     match halt {
         // gdb goes on from a breakpoint that it does not know.
-        Halt::Breakpoint if debugger.asked.contains(&debugger.travel.linear_rip()) => {
-            Stopped::Signal(Signal::SIGTRAP)
-        }
+        Halt::Breakpoint if debugger.asked.contains(&rip) => Stopped::Signal(Signal::SIGTRAP),
         Halt::Breakpoint => Stopped::SwBreak(()),
         Halt::Touched(watch) => {
             let addr = debugger.stops.watches.get(watch).map_or(0, |(address, _)| *address);

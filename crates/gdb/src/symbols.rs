@@ -16,6 +16,14 @@ const SYMBOL_SIZE: usize = 24;
 /// Kinds of ELF symbols that name a place: none, data, code.
 const STT_PLACES: [u8; 3] = [0, 1, 2];
 
+/// A number as people write it.
+pub(crate) fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
 /// Names by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Symbols {
@@ -75,13 +83,24 @@ impl Symbols {
     /// The addresses that `name` has, which may be `NAME+OFFSET`.
     pub fn find(&self, name: &str) -> Vec<u64> {
         let (name, offset) = name.split_once('+').unwrap_or((name, "0"));
-        let offset = match offset.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16),
-            None => offset.parse(),
-        };
-        let Ok(offset) = offset else { return Vec::new() };
+        let Some(offset) = number(offset) else { return Vec::new() };
         let named = self.places.iter().filter(|(_, other)| other == name);
         named.map(|(address, _)| address.wrapping_add(offset)).collect()
+    }
+
+    /// An address as people write it, or that of a symbol.
+    ///
+    /// # Errors
+    /// In words, with a newline, when it is neither.
+    pub(crate) fn address(&self, text: &str) -> Result<u64, String> {
+        if let Some(address) = number(text) {
+            return Ok(address);
+        }
+        match self.find(text)[..] {
+            [address] => Ok(address),
+            [] => Err(format!("{text}: no such symbol, and no address as 0xffffffff81000000\n")),
+            _ => Err(format!("{text}: several symbols; `symbol {text}` shows them\n")),
+        }
     }
 
     /// Symbols whose name has `part` in it.

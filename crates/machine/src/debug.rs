@@ -60,6 +60,21 @@ impl Machine {
         self.ram.executed_since(epoch).map(|page| page as u32)
     }
 
+    /// Has engines decode again whatever is executed from now on.
+    pub fn forget_code(&mut self) {
+        self.ram.forget_code();
+        // Watched bytes count as code.
+        for index in 0..self.watches.len() {
+            self.arm(index);
+        }
+    }
+
+    /// Pages of which code was decoded since, each with a bit for each 64 bytes; an instruction
+    /// that reaches into the next page is not in it.
+    pub fn decoded(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.ram.decoded().map(|(page, granules)| (page as u32, granules))
+    }
+
     /// From now on [`Machine::run`] stops after an instruction that does what a range of RAM (first
     /// byte, length, within one page) is watched for; of changes, after one that writes in the 64
     /// bytes around it.

@@ -360,6 +360,18 @@ impl Ram {
         self.traps.mark_code(at.page(), at.0 & PAGE_MASK, len)
     }
 
+    /// Drops what engines derived from code: whatever is executed from now on is decoded first.
+    /// The guest cannot see it.
+    pub fn forget_code(&mut self) {
+        self.traps.forget_code();
+    }
+
+    /// Pages of which code was decoded since the last [`Ram::forget_code`], in order, each with a
+    /// bit for each 64 bytes. An instruction that reaches into the next page is not in it.
+    pub fn decoded(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.traps.decoded()
+    }
+
     /// Whether a page holds decoded code or page tables, so that writes must take the slow path.
     #[inline]
     pub fn is_watched(&self, page: usize) -> bool {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 
 use machine::Machine;
 use memory::Epoch;
@@ -16,6 +17,11 @@ use crate::travel::{Position, TravelError};
 const DENSE: usize = 48;
 /// Farther away, checkpoints are at most this far apart in the engine's work, ns.
 const SPARSE_NS: u64 = 1_000_000_000;
+/// After so much of the engine's work all code is forgotten and decoded again, ns: it costs some
+/// hundredths of that, and what was decoded since then is all that was executed since then.
+const CODE_NS: u64 = 1_000_000_000;
+/// All of a page's bits.
+pub(crate) const ANYWHERE: u64 = u64::MAX;
 /// Bytes of pages beyond which checkpoints are thinned out more.
 const SIZE_MAX: usize = 2 << 30;
 
@@ -40,6 +46,25 @@ struct Way {
     executed: BTreeSet<u32>,
     /// Which were written, whatever came of it.
     written: BTreeSet<u32>,
+    /// Of which pages code was decoded on the way or before, with a bit for each 64 bytes; `None`
+    /// if what was executed had been decoded who knows when.
+    decoded: Option<Granules>,
+}
+
+/// Pages with a bit for each of their 64 bytes, in order.
+type Granules = Arc<Vec<(u32, u64)>>;
+
+fn has(granules: &Granules, page: u32, wanted: u64) -> bool {
+    let found = granules.binary_search_by_key(&page, |(page, _)| *page);
+    found.is_ok_and(|index| granules[index].1 & wanted != 0)
+}
+
+fn union(one: &Granules, other: &Granules) -> Granules {
+    let mut all: BTreeMap<u32, u64> = one.iter().copied().collect();
+    for (page, granules) in other.iter() {
+        *all.entry(*page).or_default() |= granules;
+    }
+    Arc::new(all.into_iter().collect())
 }
 
 /// All checkpoints, and which of them RAM comes from.
@@ -50,6 +75,8 @@ pub(crate) struct History {
     from: Position,
     epoch: Epoch,
     sparse_ns: u64,
+    /// The engine's work since all code was forgotten, ns; `None` after a jump.
+    code_ns: Option<u64>,
 }
 
 impl History {
@@ -63,7 +90,9 @@ impl History {
             from,
             epoch,
             sparse_ns: SPARSE_NS,
+            code_ns: Some(0),
         };
+        machine.forget_code();
         for page in 0..machine.pages() {
             history.pages.keep(page, from, None, &content(machine, page));
         }
@@ -84,7 +113,7 @@ impl History {
             moment: sandbox.moment(),
             entry,
             changed,
-            way: Some(Way::default()),
+            way: Some(Way { decoded: Some(Arc::default()), ..Way::default() }),
             cost_ns,
         };
         self.checkpoints.insert(Position::of(machine), checkpoint);
@@ -99,12 +128,30 @@ impl History {
         }
         let written: BTreeSet<u32> = machine.pages_written_since(self.epoch).collect();
         let executed: Vec<u32> = machine.pages_executed_since(self.epoch).collect();
+        let decoded = self.code_ns.map(|_| Arc::new(machine.decoded().collect()));
+        // Of a way whose end was known before, all is known already.
+        let is_new = self.next(self.from).is_none();
         if let Some(way) = self.checkpoints.get_mut(&self.from).and_then(|it| it.way.as_mut()) {
             way.executed.extend(executed);
             way.written.extend(&written);
+            if is_new {
+                way.decoded = decoded;
+            }
         }
         self.keep(machine, sandbox, entry, cost_ns, written);
+        if is_new {
+            self.forget_code_if_due(machine, cost_ns);
+        }
         self.thin(here);
+    }
+
+    /// What is decoded on the way ahead is to be told from what was decoded long ago.
+    fn forget_code_if_due(&mut self, machine: &mut Machine, cost_ns: u64) {
+        let spent = self.code_ns.map(|spent| spent + cost_ns).filter(|spent| *spent < CODE_NS);
+        if spent.is_none() {
+            machine.forget_code();
+        }
+        self.code_ns = Some(spent.unwrap_or(0));
     }
 
     /// Takes a checkpoint where the machine is, which was put there from the checkpoint before it
@@ -191,6 +238,8 @@ impl History {
             before.way = before.way.take().zip(gone.way).map(|(mut way, more)| {
                 way.executed.extend(more.executed);
                 way.written.extend(more.written);
+                let both = way.decoded.as_ref().zip(more.decoded.as_ref());
+                way.decoded = both.map(|(one, other)| union(one, other));
                 way
             });
         }
@@ -219,14 +268,18 @@ impl History {
         *self.checkpoints.keys().next().expect("there is the first one")
     }
 
-    /// Whether, between the checkpoint at `at` and the next one, instructions of one of these RAM
-    /// pages may have been executed or one of those may have been written.
-    pub fn may_meet(&self, at: Position, executed: &[u32], written: &[u32]) -> bool {
+    /// Whether, between the checkpoint at `at` and the next one, instructions of one of these may
+    /// have been executed (RAM pages, with a bit for each 64 bytes) or one of those RAM pages may
+    /// have been written.
+    pub fn may_meet(&self, at: Position, executed: &[(u32, u64)], written: &[u32]) -> bool {
         let (Some(_), Some(way)) = (self.next(at), &self.checkpoints[&at].way) else {
             return true;
         };
-        executed.iter().any(|page| way.executed.contains(page))
-            || written.iter().any(|page| way.written.contains(page))
+        let may_execute = |(page, granules): &(u32, u64)| {
+            let decoded = |decoded| *granules == ANYWHERE || has(decoded, *page, *granules);
+            way.executed.contains(page) && way.decoded.as_ref().is_none_or(decoded)
+        };
+        executed.iter().any(may_execute) || written.iter().any(|page| way.written.contains(page))
     }
 
     /// Checkpoints, and bytes of pages in them.
@@ -257,7 +310,7 @@ impl History {
         let checkpoint = &self.checkpoints[&at];
         machine.restore(checkpoint.sections.clone())?;
         sandbox.go_to(&checkpoint.moment);
-        (self.from, self.epoch) = (at, machine.begin_epoch());
+        (self.from, self.epoch, self.code_ns) = (at, machine.begin_epoch(), None);
         Ok(checkpoint.entry)
     }
 }
@@ -337,6 +390,6 @@ mod tests {
         let start = history.first();
         machine.reset();
         history.take_jumped(&mut machine, &sandbox, 1);
-        assert!(history.may_meet(start, &[3], &[]) && history.may_meet(start, &[], &[3]));
+        assert!(history.may_meet(start, &[(3, 1)], &[]) && history.may_meet(start, &[], &[3]));
     }
 }

@@ -21,9 +21,11 @@ mod pages;
 mod sandbox;
 mod search;
 mod travel;
+mod watched;
 
 pub use far::{Arrival, Far};
-pub use look::NotMapped;
+pub use look::{NotMapped, linear_rip, read_memory};
 pub use sandbox::Sandbox;
 pub use search::{Stops, Touch};
-pub use travel::{Halt, Position, Reboot, Travel, TravelError};
+pub use travel::{Halt, More, Position, Reboot, Travel, TravelError};
+pub use watched::{Piece, Watched};

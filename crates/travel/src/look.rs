@@ -61,6 +61,26 @@ fn walk(machine: &Machine, mut table: u64, gva: u64, levels: u32, size: usize) -
     None
 }
 
+/// Copies bytes of a machine's memory at `gva`, by the page tables that `cr3` leads to, or those in
+/// use.
+///
+/// # Errors
+/// [`NotMapped`] with the first address where nothing is.
+pub fn read_memory(
+    machine: &Machine,
+    cr3: Option<u64>,
+    gva: u64,
+    into: &mut [u8],
+) -> Result<(), NotMapped> {
+    read(machine, cr3.unwrap_or(machine.vcpu().cr3), gva, into)
+}
+
+/// Linear address of a machine's next instruction.
+pub fn linear_rip(machine: &Machine) -> u64 {
+    let vcpu = machine.vcpu();
+    vcpu.mode.bases[cpu::Seg::Cs as usize].wrapping_add(vcpu.regs.rip())
+}
+
 /// Copies bytes at `gva` by the page tables that `cr3` leads to.
 pub(crate) fn read(
     machine: &Machine,

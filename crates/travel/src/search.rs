@@ -6,12 +6,16 @@
 //! page written is not run at all.
 
 use machine::WatchKind;
-use memory::RamOffset;
 use replay::Target;
 use types::PAGE_SIZE;
 
+use crate::history::ANYWHERE;
 use crate::look;
 use crate::travel::{Halt, Position, Travel, TravelError};
+use crate::watched::{Piece, Watched};
+
+/// No instruction is longer, bytes.
+const INSTRUCTION_SIZE_MAX: u64 = 15;
 
 /// What to stop at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,9 +28,6 @@ pub struct Stops {
     pub accesses: Vec<(u64, u64, WatchKind)>,
 }
 
-/// A piece of watched bytes in one page, and how it is watched.
-type Piece = (RamOffset, u64, WatchKind);
-
 /// A change of watched bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Touch {
@@ -34,68 +35,6 @@ pub struct Touch {
     pub before: Position,
     /// Where the machine is after it.
     pub after: Position,
-}
-
-/// Watched bytes, found in RAM.
-struct Watched {
-    pieces: Vec<Piece>,
-    /// What a piece belongs to.
-    owners: Vec<Halt>,
-    values: Vec<Vec<u8>>,
-}
-
-impl Watched {
-    fn find(travel: &Travel, stops: &Stops) -> Watched {
-        let (mut pieces, mut owners) = (Vec::new(), Vec::new());
-        let cr3 = travel.machine.vcpu().cr3;
-        let changes = stops.watches.iter().map(|&(gva, len)| (gva, len, WatchKind::Changes));
-        let changes = changes.enumerate().map(|(index, watch)| (Halt::Touched(index), watch));
-        let accesses = stops.accesses.iter().copied().enumerate();
-        let accesses = accesses.map(|(index, watch)| (Halt::Accessed(index), watch));
-        for (owner, (gva, len, kind)) in changes.chain(accesses) {
-            let mut done = 0;
-            while done < len {
-                let at = gva.wrapping_add(done);
-                let step = (PAGE_SIZE - at % PAGE_SIZE).min(len - done);
-                if let Ok(place) = look::place(&travel.machine, cr3, at) {
-                    pieces.push((place, step, kind));
-                    owners.push(owner);
-                }
-                done += step;
-            }
-        }
-        let mut watched = Watched { pieces, owners, values: Vec::new() };
-        watched.values = watched.read(travel);
-        watched
-    }
-
-    fn read(&self, travel: &Travel) -> Vec<Vec<u8>> {
-        let read = |&(at, len, _): &Piece| {
-            let mut bytes = vec![0; len as usize];
-            travel.machine.ram().load_bytes(at, &mut bytes);
-            bytes
-        };
-        self.pieces.iter().map(read).collect()
-    }
-
-    /// What happened since the last look: an access (to piece `accessed`, if it is one of those
-    /// that are watched so), or bytes that are not what they were.
-    fn met(&mut self, travel: &Travel, accessed: Option<usize>) -> Option<Halt> {
-        let now = self.read(travel);
-        let changes = |index: &usize| self.pieces[*index].2 == WatchKind::Changes;
-        let changed = |index: &usize| changes(index) && now[*index] != self.values[*index];
-        let index = accessed.filter(|index| !changes(index));
-        let index = index.or_else(|| (0..now.len()).find(changed));
-        self.values = now;
-        index.map(|index| self.owners[index])
-    }
-
-    /// RAM pages in which only what writes can be of interest; `None` if loads are.
-    fn written(&self) -> Option<Vec<u32>> {
-        let page =
-            |(at, _, kind): &Piece| (*kind == WatchKind::Changes).then_some(at.page() as u32);
-        self.pieces.iter().map(page).collect()
-    }
 }
 
 impl Travel {
@@ -122,12 +61,12 @@ impl Travel {
         target: Target,
         interrupted: &mut dyn FnMut() -> bool,
     ) -> Result<Halt, TravelError> {
-        let mut watched = Watched::find(self, stops);
-        self.with_stops(stops, &watched.pieces.clone(), |travel| {
-            match travel.step_over(&mut watched)? {
-                Some(halt) => Ok(halt),
-                None => travel.seek_stop(target, &mut watched, interrupted),
-            }
+        self.look_for_more()?;
+        let mut watched = Watched::find(&self.machine, stops);
+        let pieces = watched.pieces().to_vec();
+        self.with_stops(stops, &pieces, |travel| match travel.step_over(&mut watched)? {
+            Some(halt) => Ok(halt),
+            None => travel.seek_stop(target, &mut watched, interrupted),
         })
     }
 
@@ -137,7 +76,7 @@ impl Travel {
         if halt == Halt::End {
             return Ok(Some(Halt::End));
         }
-        Ok(watched.met(self, accessed))
+        Ok(watched.met(&self.machine, accessed))
     }
 
     fn with_stops<T>(
@@ -169,7 +108,7 @@ impl Travel {
                 None if interrupted() => return Ok(Halt::Interrupted),
                 None => {}
                 Some(Halt::Touched(piece)) => {
-                    if let Some(halt) = watched.met(self, Some(piece)) {
+                    if let Some(halt) = watched.met(&self.machine, Some(piece)) {
                         return Ok(halt);
                     }
                 }
@@ -189,8 +128,8 @@ impl Travel {
         interrupted: &mut dyn FnMut() -> bool,
     ) -> Result<Halt, TravelError> {
         let origin = self.position();
-        let mut watched = Watched::find(self, stops);
-        let executed = self.pages_of(&stops.breakpoints);
+        let mut watched = Watched::find(&self.machine, stops);
+        let executed = self.granules_of(&stops.breakpoints);
         let filter = executed.zip(watched.written());
         let mut end = origin;
         while end > self.history.first() {
@@ -225,15 +164,19 @@ impl Travel {
         if at < end { at } else { self.history.strictly_before(end) }
     }
 
-    /// RAM pages of breakpoints in the kernel, whose mapping is the same at all times; `None` if
-    /// there are others.
-    fn pages_of(&self, breakpoints: &[u64]) -> Option<Vec<u32>> {
+    /// RAM pages of breakpoints in the kernel, whose mapping is the same at all times, with a bit
+    /// for the 64 bytes each is in; `None` if there are others.
+    fn granules_of(&self, breakpoints: &[u64]) -> Option<Vec<(u32, u64)>> {
         let cr3 = self.machine.vcpu().cr3;
-        let page = |&address: &u64| {
+        let granules = |&address: &u64| {
             let place = look::place(&self.machine, cr3, address).ok()?;
-            (address >> 63 == 1).then_some(place.page() as u32)
+            let within = place.0 % PAGE_SIZE;
+            // What reaches into the next page is not told by its granule.
+            let may_reach = within > PAGE_SIZE - INSTRUCTION_SIZE_MAX;
+            let granules = if may_reach { ANYWHERE } else { 1 << (within / 64) };
+            (address >> 63 == 1).then_some((place.page() as u32, granules))
         };
-        breakpoints.iter().map(page).collect()
+        breakpoints.iter().map(granules).collect()
     }
 
     /// The last thing of `stops` from the checkpoint at `start` up to, not including, `end`.
@@ -245,8 +188,8 @@ impl Travel {
         watched: &mut Watched,
     ) -> Result<Option<(Position, Halt)>, TravelError> {
         self.go_to_checkpoint(start)?;
-        watched.values = watched.read(self);
-        let pieces = watched.pieces.clone();
+        watched.look(&self.machine);
+        let pieces = watched.pieces().to_vec();
         self.with_stops(stops, &pieces, |travel| travel.collect_last(end, stops, watched))
     }
 
@@ -295,8 +238,7 @@ impl Travel {
 
     /// Linear address of the next instruction.
     pub fn linear_rip(&self) -> u64 {
-        let vcpu = self.machine.vcpu();
-        vcpu.mode.bases[cpu::Seg::Cs as usize].wrapping_add(vcpu.regs.rip())
+        look::linear_rip(&self.machine)
     }
 
     /// Where `len` bytes at `gva` were last changed before the present point; the machine stays.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cpu::Engine;
 use devices::PowerEvent;
-use journal::{Entry, LogError, Output};
+use journal::{Entry, LogError, Output, What};
 use machine::Machine;
 use replay::{Entries, Progress, ReplayError, Replayer, Target};
 use saved::RestoreError;
@@ -102,6 +102,9 @@ pub enum TravelError {
 /// Boots a machine that was reset, as the recording's driver did.
 pub type Reboot = Box<dyn FnMut(&mut Machine) -> Result<(), String> + Send>;
 
+/// All entries of a log that others are still writing, or nothing if it cannot be read.
+pub type More = Box<dyn FnMut() -> Option<Vec<Entry>> + Send>;
+
 /// A machine that goes to any point of its recording.
 pub struct Travel {
     pub(crate) machine: Machine,
@@ -109,6 +112,7 @@ pub struct Travel {
     pub(crate) sandbox: Sandbox,
     pub(crate) replayer: Replayer,
     entries: Arc<[Entry]>,
+    more: Option<More>,
     pub(crate) history: History,
     /// In order.
     pub(crate) far: Vec<Far>,
@@ -167,6 +171,7 @@ impl Travel {
             engine,
             sandbox,
             entries,
+            more: None,
             history,
             far: Vec::new(),
             reboot,
@@ -177,6 +182,28 @@ impl Travel {
             patience: None,
             until: None,
         })
+    }
+
+    /// Where the log has no end yet, `more` tells what has become of it.
+    pub fn follow(&mut self, more: More) {
+        self.more = Some(more);
+    }
+
+    /// Before a journey that may come to the end: that is where the log ends now, however it grows
+    /// meanwhile.
+    pub(crate) fn look_for_more(&mut self) -> Result<(), TravelError> {
+        if self.entries.last().is_some_and(|last| last.what == What::End) {
+            return Ok(());
+        }
+        let Some(entries) = self.more.as_mut().and_then(|more| more()) else { return Ok(()) };
+        if entries.len() > self.entries.len() {
+            let number = self.entry_number();
+            self.entries = entries.into();
+            self.replayer = replayer(&self.entries, number)?;
+            self.replayer.set_breakpoints(&self.breakpoints);
+            self.at_end = false;
+        }
+        Ok(())
     }
 
     /// The machine, to look at.
@@ -328,6 +355,7 @@ impl Travel {
     }
 
     fn travel_to(&mut self, target: Target) -> Result<Halt, TravelError> {
+        self.look_for_more()?;
         self.clear_breakpoints();
         self.until = self.patience.map(|patience| Instant::now() + patience);
         let halt = self.run(target);
@@ -436,8 +464,8 @@ impl Travel {
         if self.at_end {
             return Ok((Halt::End, None));
         }
-        let progress =
-            self.replayer.step(&mut self.machine, self.engine.as_mut(), &mut self.sandbox)?;
+        let (machine, engine) = (&mut self.machine, self.engine.as_mut());
+        let progress = self.replayer.step(machine, engine, &mut self.sandbox)?;
         match progress {
             Progress::Reached => Ok((Halt::Reached, None)),
             Progress::Touched(piece) => Ok((Halt::Reached, Some(piece))),

@@ -12,7 +12,8 @@ use tokio::net::UnixStream;
 
 use crate::api::{ErrorReply, StateReply, StopRequest};
 use crate::{
-    CheckpointRequest, CheckpointStatus, Metrics, RecordRequest, RecordStatus, State, VmInfo,
+    CheckpointRequest, CheckpointStatus, DebugReply, DebugRequest, Metrics, RecordRequest,
+    RecordStatus, State, VmInfo,
 };
 
 /// How long a VM may take to answer.
@@ -159,6 +160,15 @@ impl<'a> Client<'a> {
     /// See [`Client::inspect`].
     pub fn end_recording(&self) -> Result<State, ClientError> {
         Ok(self.call::<StateReply>(Method::DELETE, "/vm/record", String::new())?.state)
+    }
+
+    /// Has it serve gdb; where.
+    ///
+    /// # Errors
+    /// See [`Client::inspect`].
+    pub fn debug(&self, request: &DebugRequest) -> Result<DebugReply, ClientError> {
+        let body = serde_json::to_string(request).unwrap_or_default();
+        self.call(Method::PUT, "/vm/debug", body)
     }
 
     fn put(&self, path: &str, body: String) -> Result<State, ClientError> {

@@ -21,6 +21,7 @@ use types::VirtualTime;
 
 use crate::boot_files::BootFiles;
 use crate::clock::{Anchor, LiveClock, quantum_branches};
+use crate::debugging::{Held, Order};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
 use crate::keeping::{CaptureOrder, CapturedVm, Mark, Marked};
@@ -76,6 +77,8 @@ pub(crate) struct Driver {
     /// Done when the feed becomes live.
     pub plug: Option<Plug>,
     pub recording: Option<Recording>,
+    /// A debugger has the machine.
+    pub held: Option<Held>,
     pub hash_log: HashLog,
     pub boot: BootFiles,
     pub no_reboot: bool,
@@ -218,10 +221,16 @@ impl Driver {
     /// A quantum with inputs from this host; how the VM ends, if it does.
     fn live_quantum(&mut self) -> Result<Option<End>, VmError> {
         self.let_in();
-        let stop = self.run_quantum();
+        let stop = match &self.held {
+            Some(held) if held.steps() => self.machine.step(self.engine.as_mut(), &mut self.ports),
+            _ => self.run_quantum(),
+        };
         self.at_point = stop != Stop::Yielded;
         if self.hash_log.look(&mut self.machine)? {
             return Ok(Some(End::StopPoint));
+        }
+        if self.held.as_mut().is_some_and(|held| held.met(&self.machine, stop)) {
+            return Ok(None);
         }
         match stop {
             Stop::Reached => {}
@@ -397,11 +406,41 @@ impl Driver {
             if let Some(order) = self.inbox.take_capture() {
                 self.capture(order);
             }
+            while let Some(order) = self.inbox.take_debug() {
+                self.debug(order);
+            }
+            let held = self.held.as_ref().is_some_and(Held::stands);
             match self.inbox.take_request() {
                 Some(request) => self.answer(request),
-                None if self.lifecycle.state() == State::Paused => self.inbox.wait_order(),
+                None if held || self.lifecycle.state() == State::Paused => self.inbox.wait_order(),
                 None => return None,
             }
+        }
+    }
+
+    /// Does what a debugger wants.
+    fn debug(&mut self, order: Order) {
+        match (order, &mut self.held) {
+            (Order::Attach(reply), held) => {
+                let answer = match (&self.feed, &held) {
+                    (Feed::Log(_), _) => Err("what is being replayed is debugged as a recording"),
+                    (_, Some(_)) => Err("it has a debugger"),
+                    (Feed::Live, None) => Ok(()),
+                };
+                if answer.is_ok() {
+                    self.publish();
+                    self.held = Some(Held::new(&self.machine));
+                }
+                // Whoever asked may have gone.
+                let _ = reply.send(answer.map_err(str::to_owned));
+            }
+            (Order::Detach, _) => {
+                if let Some(held) = self.held.take() {
+                    held.leave(&mut self.machine, self.engine.as_mut());
+                }
+            }
+            (order, Some(held)) => held.obey(&mut self.machine, self.engine.as_mut(), order),
+            (_, None) => {}
         }
     }
 

@@ -8,6 +8,7 @@
 //! | typed bytes, per console | [`CONSOLE_BYTES_MAX`] | the console's thread waits |
 //! | frames, per card | [`FRAMES_MAX`], [`FRAME_BYTES_MAX`] | the network's thread waits |
 //! | requests | [`REQUESTS_MAX`] | refused |
+//! | a debugger's orders | it waits for the answer | |
 //! | kill | 1 | the first one counts |
 //!
 //! Nobody waits once the inbox is closed.
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::debugging::Order;
 use crate::keeping::CaptureOrder;
 use crate::{End, State};
 
@@ -81,6 +83,7 @@ struct Contents {
     cards: Vec<Card>,
     requests: VecDeque<Request>,
     capture: Option<CaptureOrder>,
+    debug: VecDeque<Order>,
     kill: Option<End>,
     closed: bool,
 }
@@ -171,6 +174,20 @@ impl Inbox {
         self.lock().capture.take()
     }
 
+    /// Orders something for a debugger, of which there is one; forgotten when the VM has ended.
+    pub fn order_debug(&self, order: Order) {
+        let mut contents = self.lock();
+        if !contents.closed {
+            contents.debug.push_back(order);
+            self.changed.notify_all();
+        }
+    }
+
+    /// The next order of a debugger.
+    pub fn take_debug(&self) -> Option<Order> {
+        self.lock().debug.pop_front()
+    }
+
     /// Ends the VM at the next quantum end.
     pub fn kill(&self, end: End) {
         self.lock().kill.get_or_insert(end);
@@ -183,6 +200,7 @@ impl Inbox {
         let mut contents = self.lock();
         contents.closed = true;
         contents.capture = None;
+        contents.debug.clear();
         for request in contents.requests.drain(..) {
             let _ = request.reply.send(Err(Refusal::Ended));
         }
@@ -295,7 +313,10 @@ impl Card {
 
 impl Contents {
     fn has_order(&self) -> bool {
-        !self.requests.is_empty() || self.kill.is_some() || self.capture.is_some()
+        !self.requests.is_empty()
+            || self.kill.is_some()
+            || self.capture.is_some()
+            || !self.debug.is_empty()
     }
 }
 

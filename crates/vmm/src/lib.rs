@@ -21,6 +21,7 @@ mod boot_files;
 pub mod client;
 mod clock;
 mod control;
+mod debugging;
 mod driver;
 mod end;
 mod error;
@@ -38,6 +39,7 @@ pub mod registry;
 mod spec;
 mod status;
 
+pub use debugging::{DebugReply, DebugRequest, Listen};
 pub use end::{End, Status as ExitStatus};
 pub use error::VmError;
 pub use keeping::{
@@ -48,7 +50,7 @@ pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};
 pub use process::run;
 pub use recording::{
-    BisectSpec, ConsoleBytes, DebugSpec, Event, Found, From, Listen, Listing, Place, Predicate,
+    BisectSpec, ConsoleBytes, DebugSpec, Event, Found, From, Listing, Place, Predicate,
     RecordingError, ReplayReport, ReplaySpec, TraceLine, TraceSpec, TraceWhat, bisect, debug,
     replay, trace,
 };

@@ -13,6 +13,7 @@ use replay::OutputDigest;
 
 use crate::api::{Api, Server};
 use crate::control::Control;
+use crate::debugging::DebugServer;
 use crate::driver::{Driver, Feed, Plug};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS};
@@ -131,7 +132,9 @@ fn launch(
         restored: restored_from.map(|id| (id, machine.ram().first_epoch())),
         recorded,
     }));
+    let debug = Arc::new(DebugServer::new(&inbox, &keeper, &info.name));
     let api = Api {
+        debug,
         info: info.clone(),
         keeper: Arc::clone(&keeper),
         control,
@@ -154,6 +157,7 @@ fn launch(
         feed,
         plug,
         recording,
+        held: None,
         hash_log,
         boot,
         no_reboot: spec.no_reboot,

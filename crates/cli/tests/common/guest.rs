@@ -62,6 +62,13 @@ impl Guest {
         self.bytes(&[0x43, 0xeb, 0xfd])
     }
 
+    /// Writes a word of memory for ever, one more each time.
+    pub fn store_more_and_more(self, address: u32) -> Guest {
+        // 1: mov [address], ebx; inc ebx; jmp 1b
+        let [a, b, c, d] = address.to_le_bytes();
+        self.bytes(&[0x89, 0x1d, a, b, c, d, 0x43, 0xeb, 0xf7])
+    }
+
     /// Counts down from `count` in ECX: that many branches.
     pub fn count_down(self, count: u32) -> Guest {
         // mov ecx, count; 1: dec ecx; jnz 1b

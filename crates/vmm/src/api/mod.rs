@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::control::Control;
+use crate::debugging::DebugServer;
 use crate::keeping::Keeper;
 use crate::lifecycle::Lifecycle;
 use crate::status::{SharedCounters, SharedMetrics};
@@ -23,6 +24,7 @@ pub(crate) use server::Server;
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
     pub info: VmInfo,
+    pub debug: Arc<DebugServer>,
     pub keeper: Arc<Keeper>,
     pub control: Control,
     pub lifecycle: Arc<Lifecycle>,

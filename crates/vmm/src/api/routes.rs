@@ -23,7 +23,8 @@ use crate::inbox::{Refusal, Verb};
 use crate::keeping::KeepError;
 use crate::lifecycle::StateEvent;
 use crate::{
-    CheckpointRequest, CheckpointStatus, Metrics, RecordRequest, RecordStatus, State, VmInfo,
+    CheckpointRequest, CheckpointStatus, DebugReply, DebugRequest, Metrics, RecordRequest,
+    RecordStatus, State, VmInfo,
 };
 
 /// Everything that answers.
@@ -56,6 +57,7 @@ fn parts() -> (Router<Api>, OpenApi) {
         .routes(routes!(start_checkpoint, checkpoint, cancel_checkpoint))
         .routes(routes!(start_record, record, end_record))
         .routes(routes!(save_recording))
+        .routes(routes!(debug))
         .split_for_parts();
     description.info = InfoBuilder::new()
         .title("Doppel VM")
@@ -253,6 +255,29 @@ async fn end_record(Extract(api): Extract<Api>) -> Response {
     let forgotten = tokio::task::spawn_blocking(move || keeper.set_recorded(None)).await;
     match forgotten {
         Ok(()) => answer,
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// Serves gdb from now on; the guest stands still while gdb has it.
+#[utoipa::path(put, path = "/vm/debug", request_body = DebugRequest, responses(
+    (status = OK, body = DebugReply),
+    (status = BAD_REQUEST, body = ErrorReply),
+    (status = CONFLICT, body = ErrorReply, description = "gdb cannot be served")
+))]
+async fn debug(
+    Extract(api): Extract<Api>,
+    request: Result<Json<DebugRequest>, JsonRejection>,
+) -> Response {
+    let request = match request {
+        Ok(Json(request)) => request,
+        Err(rejection) => return refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    };
+    // It reads a file that may be large.
+    let server = api.debug;
+    match tokio::task::spawn_blocking(move || server.start(&request)).await {
+        Ok(Ok(reply)) => Json(reply).into_response(),
+        Ok(Err(why)) => refuse(StatusCode::CONFLICT, &why),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }

@@ -1,8 +1,5 @@
 //! Debugging a recording with gdb, forwards and backwards.
 
-use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use gdb::{Debugger, ServeError, Symbols};
@@ -13,17 +10,9 @@ use super::RecordingError;
 use super::listing::Listing;
 use super::opened::{Beginning, Opened, Origin};
 use super::player::Place;
+use crate::debugging::{Listen, Listener};
 use crate::prepare::engine;
 use crate::{EngineKind, VmError};
-
-/// Where gdb is to connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A unix socket, made there.
-    Unix(PathBuf),
-    /// A TCP port of this host.
-    Tcp(SocketAddr),
-}
 
 /// What is to be debugged.
 #[derive(Clone, Debug)]
@@ -49,18 +38,22 @@ pub struct DebugSpec {
 pub fn debug(spec: &DebugSpec, on_ready: impl FnOnce(&str)) -> Result<(), VmError> {
     let symbols = spec.symbols.as_deref().map(read_symbols).transpose()?;
     let mut travel = travel(&spec.dir, spec.engine)?;
+    let growing = spec.dir.clone();
+    travel.follow(Box::new(move || entries(&growing).ok()));
     go(&mut travel, spec.at)?;
-    let mut debugger = Debugger::new(travel);
-    debugger.set_symbols(symbols.unwrap_or_default());
-    let listener = Listener::bind(&spec.listen)?;
-    on_ready(&listener.address);
+    let mut debugger = Debugger::new(travel, symbols.unwrap_or_default());
+    let path = match &spec.listen {
+        Listen::Unix(path) => path.as_path(),
+        Listen::Tcp(_) => Path::new("the TCP port"),
+    };
+    let listener = Listener::bind(&spec.listen).map_err(RecordingError::file("listen at", path))?;
+    on_ready(listener.address());
     loop {
-        match listener.serve_next(&mut debugger) {
+        let peer = listener.accept().map_err(RecordingError::file("accept gdb at", path))?;
+        match peer.serve(&mut debugger) {
             Ok(()) => {}
-            Err(RecordingError::Gdb(ServeError::Travel(error))) => {
-                return Err(RecordingError::Travel(error).into());
-            }
-            Err(error) => return Err(error.into()),
+            Err(ServeError::Subject(error)) => return Err(RecordingError::Travel(error).into()),
+            Err(error) => return Err(RecordingError::from(error).into()),
         }
         if spec.once {
             return Ok(());
@@ -114,62 +107,6 @@ fn entries(dir: &Path) -> Result<Vec<Entry>, RecordingError> {
                 return Ok(entries);
             }
             Err(error) => return Err(error),
-        }
-    }
-}
-
-struct Listener {
-    socket: Socket,
-    address: String,
-}
-
-enum Socket {
-    Unix(UnixListener, PathBuf),
-    Tcp(TcpListener),
-}
-
-impl Listener {
-    fn bind(listen: &Listen) -> Result<Listener, RecordingError> {
-        let (socket, address) = match listen {
-            Listen::Unix(path) => {
-                let bound = UnixListener::bind(path);
-                let socket = bound.map_err(RecordingError::file("listen at", path))?;
-                (Socket::Unix(socket, path.clone()), path.display().to_string())
-            }
-            Listen::Tcp(address) => {
-                let failed = RecordingError::file("listen at", Path::new("the TCP port"));
-                let bound = TcpListener::bind(address);
-                let bound = bound.and_then(|socket| Ok((socket.local_addr()?, socket)));
-                let (address, socket) = bound.map_err(failed)?;
-                (Socket::Tcp(socket), address.to_string())
-            }
-        };
-        Ok(Listener { socket, address })
-    }
-
-    fn serve_next(&self, debugger: &mut Debugger) -> Result<(), RecordingError> {
-        let failed = |source: io::Error| {
-            RecordingError::file("accept gdb at", Path::new(&self.address))(source)
-        };
-        match &self.socket {
-            Socket::Unix(socket, _) => {
-                let (connection, _) = socket.accept().map_err(failed)?;
-                gdb::serve(debugger, connection)?;
-            }
-            Socket::Tcp(socket) => {
-                let (connection, _) = socket.accept().map_err(failed)?;
-                connection.set_nodelay(true).map_err(failed)?;
-                gdb::serve(debugger, connection)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Socket::Unix(_, path) = &self.socket {
-            let _ = std::fs::remove_file(path);
         }
     }
 }

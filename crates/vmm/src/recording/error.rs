@@ -88,7 +88,7 @@ pub enum RecordingError {
     Travel(#[from] TravelError),
     /// The conversation with gdb failed.
     #[error(transparent)]
-    Gdb(#[from] gdb::ServeError),
+    Gdb(#[from] gdb::ServeError<TravelError>),
     /// Names of the guest kernel's addresses cannot be read.
     #[error("{path:?}: {why}")]
     Symbols {
