@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod copies;
 mod fail;
 mod image;
 mod key_value;

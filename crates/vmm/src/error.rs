@@ -169,6 +169,9 @@ pub enum VmError {
     /// A recording cannot be made or replayed.
     #[error(transparent)]
     Recording(#[from] RecordingError),
+    /// Whoever waited for the VM to be ready does not want it any more.
+    #[error("{0}")]
+    GivenUp(String),
     /// A thread of ours panicked; the panic's own message came before.
     #[error("the {0} thread failed; this is a defect of doppel, please report it")]
     Panicked(&'static str),

@@ -33,11 +33,14 @@ use crate::{
 const SIGNALS: [Signal; 3] = [Signal::Terminate, Signal::Interrupt, Signal::HangUp];
 
 /// Runs a VM to its end on this process; `on_ready` is told what came to be before the guest's
-/// first instruction.
+/// first instruction, and may call it off.
 ///
 /// # Errors
-/// [`VmError`] when it cannot be had, or the host fails it. Nothing is left behind.
-pub fn run(spec: &VmSpec, on_ready: impl FnOnce(&VmInfo)) -> Result<End, VmError> {
+/// [`VmError`] when it cannot be had, `on_ready` calls it off, or the host fails it. Nothing is left behind.
+pub fn run(
+    spec: &VmSpec,
+    on_ready: impl FnOnce(&VmInfo) -> Result<(), VmError>,
+) -> Result<End, VmError> {
     if let Some(restore) = &spec.restore {
         let prepared = keeping::prepare(spec, restore)?;
         return launch(spec, prepared, Start::Live(None), on_ready);
@@ -58,7 +61,7 @@ pub(crate) fn replay(
     spec: &VmSpec,
     prepared: Prepared,
     feed: LogFeed,
-    on_ready: impl FnOnce(&VmInfo),
+    on_ready: impl FnOnce(&VmInfo) -> Result<(), VmError>,
 ) -> Result<End, VmError> {
     launch(spec, prepared, Start::Replay(Box::new(feed)), on_ready)
 }
@@ -73,7 +76,7 @@ fn launch(
     spec: &VmSpec,
     prepared: Prepared,
     start: Start,
-    on_ready: impl FnOnce(&VmInfo),
+    on_ready: impl FnOnce(&VmInfo) -> Result<(), VmError>,
 ) -> Result<End, VmError> {
     let Prepared { machine, engine, boot, disks, disk_infos, macs, .. } = prepared;
     let (requests, generation) = (prepared.requests, prepared.generation);
@@ -143,7 +146,7 @@ fn launch(
         counters: Arc::clone(&shared_counters),
     };
     let _server = Server::start(listeners, api)?;
-    on_ready(&info);
+    on_ready(&info)?;
     let pace = pace(spec, machine.now());
     let driver = Driver {
         machine,

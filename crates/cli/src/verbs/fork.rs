@@ -1,11 +1,10 @@
 //! `doppel fork`.
 
-use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
@@ -14,11 +13,9 @@ use vmm::{CheckpointRequest, State, VmInfo, registry};
 
 use super::checkpoint::follow;
 use super::{client_fail, find, print, print_json};
+use crate::copies::Copies;
 use crate::fail::Fail;
 
-/// How often the copies are looked for, and for how long.
-const LOOK: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Most copies at once.
 const COUNT_MAX: u32 = 10_000;
 
@@ -32,7 +29,8 @@ Examples:
 
 /// Make running copies of a running VM.
 ///
-/// Each copy goes on from the same instant as the VM itself, with its own name (NAME-1, NAME-2,
+/// The copies begin together, when the last of them is ready, or not at all. Each goes on from the
+/// same instant as the VM itself, with its own name (NAME-1, NAME-2,
 /// ...), overlay of each disk, Ethernet addresses, ports of the host and VM generation id, so that
 /// its kernel renews its random numbers. What a copy writes to its disks is thrown away when it
 /// ends, unless --keep-disks is given. By default the VM's images stay in place for the copies and
@@ -63,6 +61,7 @@ pub struct Fork {
 #[derive(Serialize)]
 struct Report {
     checkpoint_ms: u128,
+    ready_ms: u128,
     started_ms: u128,
     stun_ns: Option<u64>,
     folder: PathBuf,
@@ -76,16 +75,12 @@ impl Fork {
         let folder = self.folder()?;
         let stun_ns = self.checkpoint(&folder)?;
         let checkpoint_ms = start.elapsed().as_millis();
-        let mut children = Vec::new();
-        for number in self.numbers()? {
-            let name = format!("{}-{number}", self.name);
-            children.push((name.clone(), self.start(&folder, &name)?));
-        }
-        let copies = self.wait_for(children, &folder)?;
+        let (ready, copies) = self.make(&folder)?;
         // Everybody has it mapped.
         remove_memory(&folder);
         let report = Report {
             checkpoint_ms,
+            ready_ms: (ready - start).as_millis(),
             started_ms: start.elapsed().as_millis(),
             stun_ns,
             folder,
@@ -132,43 +127,38 @@ impl Fork {
         Ok(free.take(self.count as usize).collect())
     }
 
-    fn start(&self, folder: &Path, name: &str) -> Result<Child, Fail> {
-        let failed = |source| Fail::Host { action: "start a copy", source };
-        let log = File::create(folder.join(format!("{name}.log"))).map_err(failed)?;
-        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.arg("restore").arg(folder).args(["--copy", "--console", "none", "--name", name]);
+    /// What each copy is told, but its name.
+    fn arguments(&self, folder: &Path, name: &str) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec![folder.into()];
+        arguments.extend(["--copy", "--console", "none"].map(OsString::from));
         if !self.keep_disks {
-            command.arg("--discard").arg("--disks").arg(folder.join(name));
+            let disks = folder.join(name).into();
+            arguments.extend(["--discard".into(), "--disks".into(), disks]);
         }
         if self.no_net {
-            command.arg("--no-net");
+            arguments.push("--no-net".into());
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
-        command.spawn().map_err(failed)
+        arguments
     }
 
-    fn wait_for(&self, children: Vec<(String, Child)>, folder: &Path) -> Result<Vec<VmInfo>, Fail> {
-        let end = Instant::now() + PATIENCE;
-        let mut infos = Vec::new();
-        for (name, mut child) in children {
-            infos.push(loop {
-                if let Ok(Some(status)) = child.try_wait() {
-                    let log = fs::read_to_string(folder.join(format!("{name}.log")));
-                    let why = log.unwrap_or_default();
-                    return Err(Fail::Usage(format!("{name} ended ({status}): {}", why.trim())));
-                }
-                let running = registry::running(&name)?;
-                let info = running.and_then(|vm| Client::new(&vm.api()).inspect().ok());
-                match info.filter(|info| info.state != State::Starting) {
-                    Some(info) => break info,
-                    None if Instant::now() > end => {
-                        return Err(Fail::Usage(format!("{name} does not come up")));
-                    }
-                    None => sleep(LOOK),
-                }
-            });
+    /// All copies, and when the last of them was ready and they were let go.
+    fn make(&self, folder: &Path) -> Result<(Instant, Vec<VmInfo>), Fail> {
+        let names: Vec<String> =
+            self.numbers()?.iter().map(|number| format!("{}-{number}", self.name)).collect();
+        let mut copies = Copies::new(folder)?;
+        for name in &names {
+            copies.start(name, &self.arguments(folder, name))?;
         }
-        Ok(infos)
+        let mut infos = BTreeMap::new();
+        copies.wait(|name| {
+            let vm = registry::running(name)?.ok_or_else(|| Fail::NoVm(name.into()))?;
+            let info = Client::new(&vm.api()).inspect().map_err(client_fail(name))?;
+            infos.insert(name.to_owned(), VmInfo { state: State::Running, ..info });
+            Ok(())
+        })?;
+        let ready = Instant::now();
+        copies.let_go()?;
+        Ok((ready, names.iter().filter_map(|name| infos.remove(name)).collect()))
     }
 }
 

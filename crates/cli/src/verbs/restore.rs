@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use vmm::{ConsoleSpec, EngineKind, NetSpec, RestoreSpec};
+use vmm::{ConsoleSpec, EngineKind, NetSpec, RestoreSpec, VmError, VmInfo};
 
 use super::run::say_ready;
 use crate::fail::Fail;
-use crate::{usage, values};
+use crate::{copies, usage, values};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,6 +53,10 @@ pub struct Restore {
     /// Unplug all network cards.
     #[arg(long, conflicts_with = "net")]
     no_net: bool,
+    /// Say the name on standard output when everything is ready, go on at a byte on standard input,
+    /// and say it again: what `fork` starts its copies with.
+    #[arg(long, hide = true, conflicts_with = "paused")]
+    together: bool,
     /// Where the first serial port leads: stdio, pty, file=FILE, unix=SOCKET or none.
     #[arg(long, value_name = "SPEC", default_value = "stdio")]
     console: ConsoleSpec,
@@ -96,7 +100,14 @@ impl Restore {
         spec.engine = self.engine.unwrap_or(spec.engine);
         spec.api.clone_from(&self.api);
         spec.checks = self.checks.checks();
-        let end = vmm::run(&spec, say_ready)?;
+        let end = vmm::run(&spec, |info| self.ready(info))?;
         Ok(end.status())
+    }
+
+    fn ready(&self, info: &VmInfo) -> Result<(), VmError> {
+        if self.together {
+            return copies::wait_to_go(&info.name).map_err(VmError::GivenUp);
+        }
+        say_ready(info)
     }
 }

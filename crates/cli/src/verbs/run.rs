@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
-use vmm::{Checks, ConsoleSpec, DiskSpec, EngineKind, FlightSpec, Model, NetSpec, VmInfo, VmSpec};
+use vmm::{
+    Checks, ConsoleSpec, DiskSpec, EngineKind, FlightSpec, Model, NetSpec, VmError, VmInfo, VmSpec,
+};
 
 use crate::fail::Fail;
 use crate::{image, size, usage, values};
@@ -197,9 +199,9 @@ impl Run {
 }
 
 /// On a terminal, says what cannot be guessed.
-pub(super) fn say_ready(info: &VmInfo) {
+pub(super) fn say_ready(info: &VmInfo) -> Result<(), VmError> {
     if !std::io::stderr().is_terminal() {
-        return;
+        return Ok(());
     }
     for console in &info.consoles {
         match (&console.place, console.to.as_str()) {
@@ -212,4 +214,5 @@ pub(super) fn say_ready(info: &VmInfo) {
             _ => {}
         }
     }
+    Ok(())
 }

@@ -47,7 +47,7 @@ impl Verify {
             console: ConsoleSpec::None,
         };
         let start = Instant::now();
-        let (end, report) = vmm::replay(&spec, |_| ())?;
+        let (end, report) = vmm::replay(&spec, |_| Ok(()))?;
         let seconds = start.elapsed().as_secs_f64();
         if self.json {
             print_json(&serde_json::json!({

@@ -169,7 +169,7 @@ fn parse_seconds(text: &str) -> Option<VirtualTime> {
 /// [`VmError::Recording`] when it cannot be replayed or does not come to the same.
 pub fn replay(
     spec: &ReplaySpec,
-    on_ready: impl FnOnce(&VmInfo),
+    on_ready: impl FnOnce(&VmInfo) -> Result<(), VmError>,
 ) -> Result<(End, ReplayReport), VmError> {
     let recording =
         if spec.other_semantics { Opened::open_any(&spec.dir)? } else { Opened::open(&spec.dir)? };
