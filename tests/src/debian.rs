@@ -10,7 +10,7 @@ use crate::scratch::Scratch;
 
 /// How long a Debian may take from power-on to its login prompt, on a busy host.
 pub const BOOT: Duration = Duration::from_secs(1200);
-/// Memory of these guests.
+/// Memory of these guests unless a test says otherwise.
 const MEMORY: &str = "1G";
 
 /// What the kernel says when a program crashes. None of those that guests run here does so on a
@@ -26,6 +26,8 @@ pub struct Debian {
     pub disk: PathBuf,
     /// Which kernel boots it.
     pub kernel: &'static str,
+    /// As in `--memory`.
+    pub memory: &'static str,
 }
 
 impl Debian {
@@ -34,7 +36,7 @@ impl Debian {
         let scratch = Scratch::new();
         let built = guest_cache().join("debian.qcow2");
         let disk = images::overlay(&scratch, "root.qcow2", &built, "qcow2");
-        Debian { scratch, disk, kernel }
+        Debian { scratch, disk, kernel, memory: MEMORY }
     }
 
     /// `doppel run` with it; `cmdline` is added to the kernel's.
@@ -42,7 +44,7 @@ impl Debian {
         Doppel::new(&self.scratch, "run")
             .guest("debian", self.kernel, &format!("root=/dev/vda {cmdline}"))
             .disk(&self.disk, "")
-            .args(&format!("--memory {MEMORY}"))
+            .args(&format!("--memory {}", self.memory))
     }
 
     /// A disk with `files`; the guest runs the one named `job` from it, between marks of that

@@ -16,9 +16,17 @@ const LONG: Duration = Duration::from_secs(120);
 /// # Panics
 /// When it does not come up.
 pub fn shell(scratch: &Scratch, name: &str, disk: &Path, more: &str) -> Running {
+    shell_in(scratch, name, disk, &format!("--memory 128M {more}"))
+}
+
+/// As [`shell`], with the memory that `more` says.
+///
+/// # Panics
+/// When it does not come up.
+pub fn shell_in(scratch: &Scratch, name: &str, disk: &Path, more: &str) -> Running {
     let mut vm = Doppel::new(scratch, "run")
         .guest("mini", "backports", "quiet")
-        .args("--memory 128M --name")
+        .args("--name")
         .arg(name)
         .disk(disk, "")
         .args(more)

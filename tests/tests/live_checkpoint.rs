@@ -119,6 +119,61 @@ fn forks_run_beside_the_original_each_with_its_own_past() {
 
 #[test]
 #[ignore = "needs guests and a release build: cargo xtask test"]
+fn copy_whose_disks_are_discarded_is_kept_and_forked_like_any_vm() {
+    let scratch = Scratch::new();
+    let mut vm = shell(&scratch, "one", &disk(&scratch, "d.qcow2"), "");
+    ask(&mut vm, "X=a; echo first | dd of=/dev/vda conv=fsync 2>/dev/null", "w");
+    json(&scratch, "fork one");
+    let mut console = Doppel::new(&scratch, "console").arg("one-1").typed().start();
+    ask(&mut console, "X=b; echo second | dd of=/dev/vda conv=fsync 2>/dev/null", "w");
+    json(&scratch, "checkpoint one-1 copied");
+    let copies = json(&scratch, "fork one-1 -n 2");
+    let folder = PathBuf::from(copies["folder"].as_str().expect("a folder"));
+    for name in ["one-1-1", "one-1-2"] {
+        let mut console = Doppel::new(&scratch, "console").arg(name).typed().start();
+        let said = ask(&mut console, "head -1 /dev/vda; echo X=$X.", "r");
+        assert!(said.contains("second") && said.contains("X=b."), "{said}");
+        drop(console);
+        // Nothing is left of what it wrote.
+        assert!(folder.join(name).join("disk0.qcow2").exists());
+        verb(&scratch, &format!("stop {name} --force")).expect(0);
+        assert!(!folder.join(name).exists());
+    }
+    drop(console);
+    verb(&scratch, "stop one-1 --force").expect(0);
+    vm.kill_off();
+    let mut copy = restore(&scratch, "copied --name two --copy --discard");
+    let said = ask(&mut copy, "head -1 /dev/vda; echo X=$X.", "r");
+    assert!(said.contains("second") && said.contains("X=b."), "{said}");
+    // Those who fork clean up what ended, but for images that a checkpoint keeps.
+    json(&scratch, "fork two");
+    assert!(!folder.exists());
+    verb(&scratch, "stop two-1 --force").expect(0);
+    copy.kill_off();
+}
+
+#[test]
+#[ignore = "needs guests and a release build: cargo xtask test"]
+fn leftovers_of_killed_processes_are_gone_after_the_next_checkpoint() {
+    let scratch = Scratch::new();
+    let vm = shell(&scratch, "one", &disk(&scratch, "d.qcow2"), "");
+    let other = shell(&scratch, "two", &disk(&scratch, "e.qcow2"), "");
+    let gone = other.id();
+    other.kill_off();
+    let leftover = |process: u32| {
+        let folder = scratch.path(&format!("c.part-{process}"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("memory.img"), "half").unwrap();
+        folder
+    };
+    let (gone, alive) = (leftover(gone), leftover(vm.id()));
+    json(&scratch, "checkpoint one d");
+    assert!(!gone.exists() && alive.exists());
+    vm.kill_off();
+}
+
+#[test]
+#[ignore = "needs guests and a release build: cargo xtask test"]
 fn refusals_leave_nothing_behind() {
     let scratch = Scratch::new();
     let image = disk(&scratch, "d.qcow2");

@@ -23,6 +23,7 @@
 mod capture;
 mod error;
 mod index;
+mod leftovers;
 mod lineage;
 mod manifest;
 mod memory_file;

@@ -1,14 +1,21 @@
 //! Chains of checkpoints: made into one that stands alone, and rid of those nobody needs.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::CheckpointError;
 use crate::index::{Index, PageSums};
-use crate::manifest::{DiskKept, FileKept, Manifest, MemoryKept, PackedKept};
+use crate::leftovers;
+use crate::manifest::{DiskKept, FileKept, Manifest, MemoryKept, PackedKept, Parent};
 use crate::memory_file::{Batch, MemoryFile};
 use crate::open::{Checkpoint, Level};
 use crate::store::{self, Draft, INDEX, MANIFEST, MEMORY, PACKED, SECTIONS, failed, memory_name};
+
+/// In a merged checkpoint: those it stood on, which are being removed.
+pub(crate) const PRUNING: &str = "pruning.json";
+/// Most bytes of it.
+const PRUNING_LEN_MAX: u64 = 1 << 20;
 
 /// Makes the checkpoint in `folder` stand alone: it keeps its id, so that those on top of it stay
 /// right, and takes the place of what was there in one step. Returns the checkpoints it stood on.
@@ -16,8 +23,20 @@ use crate::store::{self, Draft, INDEX, MANIFEST, MEMORY, PACKED, SECTIONS, faile
 /// # Errors
 /// [`CheckpointError`]; the checkpoint is then as it was.
 pub fn merge(folder: &Path, on_page: &mut dyn FnMut()) -> Result<Vec<PathBuf>, CheckpointError> {
+    let below = merge_noting(folder, false, on_page)?;
+    Ok(below.into_iter().map(|below| below.path).collect())
+}
+
+/// As [`merge`]; if `note`, the merged checkpoint names those below until they are gone.
+fn merge_noting(
+    folder: &Path,
+    note: bool,
+    on_page: &mut dyn FnMut(),
+) -> Result<Vec<Parent>, CheckpointError> {
     let checkpoint = Checkpoint::open(folder)?;
-    let below: Vec<PathBuf> = checkpoint.chain().skip(1).map(|(path, _)| path.into()).collect();
+    let below = checkpoint.chain().skip(1);
+    let below = below.map(|(path, manifest)| Parent { id: manifest.id, path: path.into() });
+    let below: Vec<Parent> = below.collect();
     if below.is_empty() {
         return Ok(below);
     }
@@ -39,6 +58,9 @@ pub fn merge(folder: &Path, on_page: &mut dyn FnMut()) -> Result<Vec<PathBuf>, C
     let manifest = Manifest { parent: None, memory, ..top.manifest.clone() };
     draft.write(MANIFEST, &manifest.encode(), true)?;
     link_the_rest(folder, &draft)?;
+    if note {
+        draft.write(PRUNING, &encode_pruning(&below)?, true)?;
+    }
     draft.replace()?;
     Ok(below)
 }
@@ -71,7 +93,7 @@ fn link_the_rest(folder: &Path, draft: &Draft) -> Result<(), CheckpointError> {
         let entry = entry.map_err(failed("read", folder))?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        if ![INDEX, MANIFEST, MEMORY, PACKED].contains(&name) {
+        if ![INDEX, MANIFEST, MEMORY, PACKED, PRUNING].contains(&name) {
             let path = entry.path();
             fs::hard_link(&path, draft.path(name)).map_err(failed("link", &path))?;
         }
@@ -106,30 +128,57 @@ pub fn adopt(from: &Path, to: &Path, disks: Vec<DiskKept>) -> Result<(), Checkpo
 }
 
 /// Merges the checkpoint in `folder`, then removes those it stood on that no other checkpoint
-/// beside them needs. Returns those that were removed.
+/// beside them needs. Returns those that were removed. One that was killed on the way is gone on
+/// with by the next.
 ///
 /// # Errors
 /// As [`merge`].
 pub fn prune(folder: &Path, on_page: &mut dyn FnMut()) -> Result<Vec<PathBuf>, CheckpointError> {
-    let mut below = merge(folder, on_page)?;
+    leftovers::sweep(store::parent(folder));
+    let mut below = merge_noting(folder, true, on_page)?;
+    if below.is_empty() {
+        below = left_to_prune(folder)?;
+    }
     let mut removed = Vec::new();
     // The one on top goes first: only then is the one below it needed by nobody.
-    while !below.is_empty() {
-        let path = below.remove(0);
+    for Parent { id, path } in below {
+        leftovers::sweep(store::parent(&path));
+        match Manifest::read(&path) {
+            Ok(manifest) if manifest.id == id => {}
+            // Another one's, or gone.
+            _ => continue,
+        }
         if child_of(&path, folder)?.is_some() {
             break;
         }
-        remove(&path)?;
+        store::remove(&path)?;
         removed.push(path);
     }
-    Ok(removed)
+    let noted = folder.join(PRUNING);
+    match fs::remove_file(&noted) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &noted)(error)),
+        _ => Ok(removed),
+    }
 }
 
-/// Removes a checkpoint so that a crash on the way leaves none, not half of one.
-fn remove(path: &Path) -> Result<(), CheckpointError> {
-    let manifest = path.join(MANIFEST);
-    fs::remove_file(&manifest).map_err(failed("remove", &manifest))?;
-    fs::remove_dir_all(path).map_err(failed("remove", path))
+fn encode_pruning(below: &[Parent]) -> Result<Vec<u8>, CheckpointError> {
+    let mut noted = Vec::new();
+    for Parent { id, path } in below {
+        let path = std::path::absolute(path).map_err(failed("find", path))?;
+        noted.push(Parent { id: *id, path });
+    }
+    Ok(serde_json::to_vec(&noted).unwrap_or_default())
+}
+
+/// What a prune that was killed had not come to.
+fn left_to_prune(folder: &Path) -> Result<Vec<Parent>, CheckpointError> {
+    let path = folder.join(PRUNING);
+    let bytes = match store::read(&path, PRUNING_LEN_MAX) {
+        Err(error) if store::is_missing(&error) => return Ok(Vec::new()),
+        bytes => bytes?,
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|error| CheckpointError::Damaged { path, what: error.to_string() })
 }
 
 /// A checkpoint beside `path`, or beside `folder`, that stands on `path`.

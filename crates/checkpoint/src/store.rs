@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::CheckpointError;
+use crate::leftovers::{self, PART};
 
 /// Name of the manifest, which makes a folder a checkpoint.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -37,6 +38,8 @@ pub(crate) struct Draft {
     folder: PathBuf,
     target: PathBuf,
     finished: bool,
+    /// Has the folder locked.
+    _lock: Option<File>,
 }
 
 impl Draft {
@@ -50,15 +53,16 @@ impl Draft {
 
     /// Starts a draft of what is to take the place of `target`, or to be there.
     pub fn beside(target: &Path) -> Result<Draft, CheckpointError> {
-        let mut name = target.as_os_str().to_owned();
-        name.push(format!(".part-{}", std::process::id()));
-        let folder = PathBuf::from(name);
+        leftovers::sweep(parent(target));
+        let folder = draft_name(target);
         if fs::symlink_metadata(&folder).is_ok() {
             // Of this process, or of one before it that had its number: nobody else's.
             fs::remove_dir_all(&folder).map_err(failed("remove", &folder))?;
         }
         fs::create_dir(&folder).map_err(failed("make the folder", &folder))?;
-        Ok(Draft { folder, target: target.into(), finished: false })
+        // Not all file systems have locks for folders; the process's number says enough then.
+        let _lock = File::open(&folder).ok().filter(|folder| folder.try_lock().is_ok());
+        Ok(Draft { folder, target: target.into(), finished: false, _lock })
     }
 
     /// Where a file of it is now.
@@ -130,6 +134,20 @@ impl Drop for Draft {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// Removes the checkpoint `target`, so that a crash on the way leaves a leftover at most.
+pub(crate) fn remove(target: &Path) -> Result<(), CheckpointError> {
+    let gone = draft_name(target);
+    fs::rename(target, &gone).map_err(failed("remove", target))?;
+    fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+}
+
+/// What a checkpoint is called while it comes or goes.
+fn draft_name(target: &Path) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(format!("{PART}{}", std::process::id()));
+    name.into()
 }
 
 /// The folder that `path` is in.

@@ -22,6 +22,8 @@ use crate::fail::Fail;
 const LOOK: Duration = Duration::from_millis(100);
 /// How long no copy may get any further.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// In a folder of copies: locked, shared, by everybody who needs the folder.
+const LOCK: &str = "copies.lock";
 /// What lets one copy go.
 const GO: u8 = b'\n';
 
@@ -34,6 +36,7 @@ pub struct Copies {
     said: Receiver<String>,
     their_said: Option<PipeWriter>,
     let_go: bool,
+    _lock: Option<File>,
 }
 
 fn log_path(folder: &Path, name: &str) -> PathBuf {
@@ -45,11 +48,17 @@ fn failed(source: std::io::Error) -> Fail {
 }
 
 impl Copies {
-    /// None yet. `folder` has their common past; what they complain about goes to files in it.
+    /// None yet. `folder` has their common past; what they complain about goes to files in it. If
+    /// it `ends` with them, [`sweep`] removes it then.
     ///
     /// # Errors
     /// When the host has no pipes.
-    pub fn new(folder: &Path) -> Result<Copies, Fail> {
+    pub fn new(folder: &Path, ends: bool) -> Result<Copies, Fail> {
+        let lock = || {
+            let file = File::create(folder.join(LOCK))?;
+            file.lock_shared().map(|()| file)
+        };
+        let lock = ends.then(lock).transpose().map_err(failed)?;
         let (their_gate, gate) = std::io::pipe().map_err(failed)?;
         let (said, their_said) = std::io::pipe().map_err(failed)?;
         let (sender, receiver) = channel();
@@ -68,6 +77,7 @@ impl Copies {
             said: receiver,
             their_said: Some(their_said),
             let_go: false,
+            _lock: lock,
         })
     }
 
@@ -156,6 +166,34 @@ impl Drop for Copies {
         // Nobody is left who needs their common past; no image of the VM is in it.
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Removes folders of copies that have all ended, however they did.
+pub fn sweep(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        let Ok(lock) = File::open(folder.join(LOCK)) else { continue };
+        if lock.try_lock().is_ok() && !has_kept(&folder) {
+            // Next time, if not now.
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Whether a checkpoint of a copy keeps one of its images: there is a marker beside that.
+fn has_kept(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| {
+        let is_folder = path.is_dir() && !path.is_symlink();
+        is_folder && has_kept(&path) || path.extension().is_some_and(|name| name == "doppel")
+    })
+}
+
+/// The copy's side: has [`sweep`] leave `folder` alone until this process ends.
+pub fn hold(folder: &Path) -> Option<File> {
+    let file = File::open(folder.join(LOCK)).ok()?;
+    file.lock_shared().ok()?;
+    Some(file)
 }
 
 /// The copy's side: says that `name` is ready and waits to be let go.

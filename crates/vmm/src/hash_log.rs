@@ -23,8 +23,8 @@ pub(crate) struct HashLog {
 }
 
 impl HashLog {
-    /// Opens the file.
-    pub fn open(checks: &Checks) -> Result<HashLog, VmError> {
+    /// Opens the file, for a machine that stands at `branches`.
+    pub fn open(checks: &Checks, branches: u64) -> Result<HashLog, VmError> {
         let open = |path: &PathBuf| {
             let file = File::create(path)
                 .map_err(|source| VmError::HashLog { path: path.clone(), source })?;
@@ -33,7 +33,9 @@ impl HashLog {
         let file = checks.hash_log.as_ref().map(open).transpose()?;
         Ok(HashLog {
             every: checks.hash_every,
-            next: checks.hash_every.map_or(u64::MAX, NonZeroU64::get),
+            next: checks.hash_every.map_or(u64::MAX, |every| {
+                (branches / every).saturating_add(1).saturating_mul(every.get())
+            }),
             stop_at: checks.stop_at.unwrap_or(u64::MAX),
             file,
         })

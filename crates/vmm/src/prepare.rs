@@ -21,6 +21,7 @@ use types::{PAGE_SIZE, VirtualTime};
 use crate::boot_files::BootFiles;
 use crate::clock::LiveClock;
 use crate::driver::Pace;
+use crate::keeping::Discard;
 use crate::ports::DiskPort;
 use crate::{
     DiskInfo, EngineKind, MEMORY_SIZE_MIN, NetKind, VmError, VmSpec, check_name, overwrite,
@@ -43,6 +44,8 @@ pub(crate) struct Prepared {
     pub restored_from: Option<checkpoint::Id>,
     /// A new generation id for the guest, with which go new Ethernet addresses.
     pub generation: Option<[u8; 16]>,
+    /// What goes when the VM ends.
+    pub discard: Discard,
 }
 
 /// Checks everything and builds the machine.
@@ -87,6 +90,7 @@ pub(crate) fn prepare(spec: &VmSpec) -> Result<Prepared, VmError> {
         requests: Vec::new(),
         restored_from: None,
         generation: None,
+        discard: Discard::default(),
     })
 }
 

@@ -80,7 +80,7 @@ fn launch(
 ) -> Result<End, VmError> {
     let Prepared { machine, engine, boot, disks, disk_infos, macs, .. } = prepared;
     let (requests, generation) = (prepared.requests, prepared.generation);
-    let restored_from = prepared.restored_from;
+    let (restored_from, mut discard) = (prepared.restored_from, prepared.discard);
     let mut ports = Ports { disks, ..Ports::default() };
     let live_disks = live_disks(&ports, &disk_infos);
     let inbox = Arc::new(Inbox::new(machine.spec().nics.len()));
@@ -111,7 +111,7 @@ fn launch(
             disk.redo(request);
         }
     }
-    let hash_log = HashLog::open(&spec.checks)?;
+    let hash_log = HashLog::open(&spec.checks, machine.branches())?;
     let consoles = Consoles::open(spec, &entry, &control, &inbox)?;
     ports.consoles = consoles.writers();
 
@@ -178,6 +178,7 @@ fn launch(
         None => None,
     };
     let result = drive(driver, &keeper);
+    discard.follow(&keeper.disks());
     drop(consoles);
     result
 }

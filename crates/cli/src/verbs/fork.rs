@@ -13,7 +13,7 @@ use vmm::{CheckpointRequest, State, VmInfo, registry};
 
 use super::checkpoint::follow;
 use super::{client_fail, find, print, print_json};
-use crate::copies::Copies;
+use crate::copies::{self, Copies};
 use crate::fail::Fail;
 
 /// Most copies at once.
@@ -99,6 +99,7 @@ impl Fork {
         let base = vmm::state_dir()?.join("forks");
         fs::create_dir_all(&base)
             .map_err(|source| Fail::Host { action: "make the folder for copies", source })?;
+        copies::sweep(&base);
         let mut names =
             (0..).map(|n| base.join(format!("{}-{}-{n}", self.name, std::process::id())));
         names.find(|path| !path.exists()).ok_or_else(|| Fail::Usage("no name is free".into()))
@@ -145,7 +146,7 @@ impl Fork {
     fn make(&self, folder: &Path) -> Result<(Instant, Vec<VmInfo>), Fail> {
         let names: Vec<String> =
             self.numbers()?.iter().map(|number| format!("{}-{number}", self.name)).collect();
-        let mut copies = Copies::new(folder)?;
+        let mut copies = Copies::new(folder, !self.keep_disks)?;
         for name in &names {
             copies.start(name, &self.arguments(folder, name))?;
         }

@@ -78,6 +78,7 @@ impl Restore {
     pub fn run(&self) -> Result<u8, Fail> {
         let folder = std::path::absolute(&self.folder)
             .map_err(|source| Fail::Host { action: "find the current folder", source })?;
+        let _held = self.together.then(|| copies::hold(&folder));
         let mut spec = vmm::restored_spec(RestoreSpec {
             folder,
             eager: self.eager,

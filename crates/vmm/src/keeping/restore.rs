@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use checkpoint::{Checkpoint, DiskKept, DiskPolicy, Manifest, RestoredMachine};
 use disk::{DiskIo, Format, Parent, empty_overlay};
 
-use super::VmKept;
+use super::{LiveDisk, VmKept};
 use crate::boot_files::BootFiles;
 use crate::ports::DiskPort;
 use crate::prepare::{Prepared, check_flags, check_memory, copied_mac, engine, random_id};
@@ -101,8 +101,12 @@ pub(crate) fn prepare(spec: &VmSpec, restore: &RestoreSpec) -> Result<Prepared, 
     let engine = engine(spec.engine, spec.perf_map.as_deref())?;
     let folder = disk_folder(spec, restore)?;
     let (mut disks, mut disk_infos) = (Vec::new(), Vec::new());
+    let mut discard = Discard::default();
     for (index, kept) in checkpoint.manifest().disks.iter().enumerate() {
         let (mut port, info) = open_disk(index, kept, restore, folder.as_deref())?;
+        if restore.discard && !info.read_only {
+            discard.paths.push(info.path.clone());
+        }
         let mine = reads.iter().filter(|(disk, _)| *disk as usize == index);
         port.brings(mine.map(|(_, read)| read.clone()));
         disks.push(port);
@@ -125,7 +129,38 @@ pub(crate) fn prepare(spec: &VmSpec, restore: &RestoreSpec) -> Result<Prepared, 
         requests,
         restored_from: Some(checkpoint.manifest().id),
         generation,
+        discard,
     })
+}
+
+/// Overlays that go when the VM ends, and their folder if nothing else is in it. They have names
+/// until then, so that checkpoints can be taken.
+#[derive(Debug, Default)]
+pub(crate) struct Discard {
+    paths: Vec<PathBuf>,
+}
+
+impl Discard {
+    /// Goes by the images that are on top now; one that a checkpoint keeps stays.
+    pub fn follow(&mut self, disks: &[LiveDisk]) {
+        if !self.paths.is_empty() {
+            let on_top = disks.iter().filter(|disk| !disk.read_only);
+            self.paths = on_top.map(|disk| disk.path.clone()).collect();
+        }
+    }
+}
+
+impl Drop for Discard {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            let removed = std::fs::remove_file(path);
+            if let Err(error) = removed {
+                tracing::warn!("cannot remove {path:?}: {error}");
+            }
+            // It may have more in it, or be wanted for others.
+            let _ = path.parent().map(std::fs::remove_dir);
+        }
+    }
 }
 
 /// Where overlays go; none is needed if no disk can be written.
@@ -150,7 +185,7 @@ fn open_disk(
     })?;
     check_unchanged(&image, kept)?;
     let read_only = kept.policy == DiskPolicy::ReadOnly;
-    let (path, format, discard) = match folder {
+    let (path, format) = match folder {
         Some(folder) if !read_only => {
             std::fs::create_dir_all(folder).map_err(|source| VmError::Registry {
                 action: "make",
@@ -161,14 +196,13 @@ fn open_disk(
             let image = std::path::absolute(&image).unwrap_or(image);
             let parent = Parent { path: image.clone(), format, size: kept.size_bytes };
             empty_overlay(&path, &parent, &image).map_err(VmError::Disk)?;
-            (path, Format::Qcow2, restore.discard)
+            (path, Format::Qcow2)
         }
-        _ => (image, format, false),
+        _ => (image, format),
     };
     let spec = disk::DiskSpec { path: path.clone(), format: Some(format), read_only };
     let opened = disk::open(spec);
-    if discard || opened.is_err() && !read_only {
-        // Open files live on without their names.
+    if opened.is_err() && !read_only {
         let _ = std::fs::remove_file(&path);
     }
     let backend = opened.map_err(VmError::Disk)?;

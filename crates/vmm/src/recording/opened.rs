@@ -232,6 +232,7 @@ impl Opened {
             requests,
             restored_from: None,
             generation: None,
+            discard: crate::keeping::Discard::default(),
         })
     }
 
