@@ -2,8 +2,8 @@
 //! removed by whoever makes a checkpoint beside it.
 //!
 //! A draft is the folder `NAME.part-PID`, locked as long as it is filled. It is a leftover if
-//! there is no such process, nobody has it locked, it is ours, and nothing but files of a checkpoint
-//! is in it. A folder that only looks like one is left alone.
+//! there is no such process, nobody has it locked, it is ours, and nothing but files of a
+//! checkpoint is in it. A folder that only looks like one is left alone.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt;

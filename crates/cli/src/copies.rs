@@ -2,8 +2,8 @@
 //!
 //! A copy makes everything ready, says its name on a pipe that all of them share, and waits for a
 //! byte of another: `restore --together`. So guests that wake up do not take the CPUs from copies
-//! that are still being made. Who gets its byte says its name again and lets its guest go; who finds
-//! the pipe's end instead gives up.
+//! that are still being made. Who gets its byte says its name again and lets its guest go; who
+//! finds the pipe's end instead gives up.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

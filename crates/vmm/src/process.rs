@@ -36,7 +36,8 @@ const SIGNALS: [Signal; 3] = [Signal::Terminate, Signal::Interrupt, Signal::Hang
 /// first instruction, and may call it off.
 ///
 /// # Errors
-/// [`VmError`] when it cannot be had, `on_ready` calls it off, or the host fails it. Nothing is left behind.
+/// [`VmError`] when it cannot be had, `on_ready` calls it off, or the host fails it. Nothing is
+/// left behind.
 pub fn run(
     spec: &VmSpec,
     on_ready: impl FnOnce(&VmInfo) -> Result<(), VmError>,

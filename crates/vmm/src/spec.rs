@@ -129,6 +129,9 @@ pub struct RestoreSpec {
     /// It is a further VM beside the one that was kept: it gets addresses, ports of the host and a
     /// generation id of its own.
     pub copy: bool,
+    /// Ports of the host that a copy gets, in the order of what it forwards; where they end, free
+    /// ones are looked for.
+    pub ports: Vec<u16>,
     /// Folder for the disks' overlays.
     pub disks: Option<PathBuf>,
     /// Overlays go when the VM ends.

@@ -128,8 +128,18 @@ impl Fork {
         Ok(free.take(self.count as usize).collect())
     }
 
+    /// How many ports of the host a copy takes.
+    fn forwards(&self) -> Result<usize, Fail> {
+        if self.no_net {
+            return Ok(0);
+        }
+        let info = Client::new(&find(&self.name)?.api()).inspect();
+        let info = info.map_err(client_fail(&self.name))?;
+        Ok(info.nets.iter().map(|net| net.forwards.len()).sum())
+    }
+
     /// What each copy is told, but its name.
-    fn arguments(&self, folder: &Path, name: &str) -> Vec<OsString> {
+    fn arguments(&self, folder: &Path, name: &str, ports: &[u16]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec![folder.into()];
         arguments.extend(["--copy", "--console", "none"].map(OsString::from));
         if !self.keep_disks {
@@ -139,6 +149,10 @@ impl Fork {
         if self.no_net {
             arguments.push("--no-net".into());
         }
+        if !ports.is_empty() {
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            arguments.extend(["--ports".into(), ports.join(",").into()]);
+        }
         arguments
     }
 
@@ -146,9 +160,13 @@ impl Fork {
     fn make(&self, folder: &Path) -> Result<(Instant, Vec<VmInfo>), Fail> {
         let names: Vec<String> =
             self.numbers()?.iter().map(|number| format!("{}-{number}", self.name)).collect();
+        // Chosen here: each for itself, two copies choose the same before either listens.
+        let forwards = self.forwards()?;
+        let ports = vmm::free_ports(names.len() * forwards)?;
         let mut copies = Copies::new(folder, !self.keep_disks)?;
-        for name in &names {
-            copies.start(name, &self.arguments(folder, name))?;
+        for (index, name) in names.iter().enumerate() {
+            let ports = &ports[index * forwards..(index + 1) * forwards];
+            copies.start(name, &self.arguments(folder, name, ports))?;
         }
         let mut infos = BTreeMap::new();
         copies.wait(|name| {

@@ -57,6 +57,9 @@ pub struct Restore {
     /// and say it again: what `fork` starts its copies with.
     #[arg(long, hide = true, conflicts_with = "paused")]
     together: bool,
+    /// Ports of the host that a copy gets, in order: likewise.
+    #[arg(long, hide = true, value_delimiter = ',', requires = "copy")]
+    ports: Vec<u16>,
     /// Where the first serial port leads: stdio, pty, file=FILE, unix=SOCKET or none.
     #[arg(long, value_name = "SPEC", default_value = "stdio")]
     console: ConsoleSpec,
@@ -84,6 +87,7 @@ impl Restore {
             eager: self.eager,
             paused: self.paused,
             copy: self.copy,
+            ports: self.ports.clone(),
             disks: self.disks.clone(),
             discard: self.discard,
         })?;

@@ -24,7 +24,7 @@ pub(crate) use flight::Flight;
 pub(crate) use keeper::{Keeper, KeeperParts, LiveDisk};
 pub(crate) use kept::VmKept;
 pub(crate) use restore::{Discard, check_unchanged, prepare};
-pub use restore::{free_port, restored_spec, state_dir};
+pub use restore::{free_ports, restored_spec, state_dir};
 pub use status::{
     CheckpointRequest, CheckpointStatus, Compression, Phase, RecordRequest, RecordStatus,
 };

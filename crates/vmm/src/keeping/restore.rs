@@ -1,5 +1,6 @@
 //! From a checkpoint to a VM that goes on: the specification it had, its machine, its disks.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -30,11 +31,28 @@ pub fn state_dir() -> Result<PathBuf, VmError> {
 ///
 /// # Errors
 /// [`VmError::Flags`] when there is none.
-pub fn free_port() -> Result<u16, VmError> {
+fn free_port() -> Result<u16, VmError> {
     let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     let bound = TcpListener::bind(any).and_then(|listener| listener.local_addr());
     let bound = bound.map_err(|error| VmError::Flags(format!("no free port: {error}")))?;
     Ok(bound.port())
+}
+
+/// So many different ports of this host's loopback address that are free now.
+///
+/// # Errors
+/// [`VmError::Flags`] when there are not.
+pub fn free_ports(count: usize) -> Result<Vec<u16>, VmError> {
+    let mut ports = BTreeSet::new();
+    for _ in 0..10 * count {
+        if ports.len() < count {
+            ports.insert(free_port()?);
+        }
+    }
+    if ports.len() < count {
+        return Err(VmError::Flags(format!("there are no {count} free ports")));
+    }
+    Ok(ports.into_iter().collect())
 }
 
 /// The VM that was kept, on a console that leads nowhere; what is wanted otherwise may be changed
@@ -51,11 +69,11 @@ pub fn restored_spec(restore: RestoreSpec) -> Result<VmSpec, VmError> {
     let machine = manifest.machine.spec().map_err(damaged)?;
     let kept: VmKept = serde_json::from_value(manifest.vm.clone())
         .map_err(|error| damaged(format!("what it says of the VM: {error}")))?;
-    let mut nets = Vec::new();
+    let (mut nets, mut ports) = (Vec::new(), restore.ports.iter().copied());
     for (net, nic) in kept.nets.iter().zip(&machine.nics) {
         let mut kind = net.kind().map_err(damaged)?;
         if restore.copy {
-            move_ports(&mut kind)?;
+            move_ports(&mut kind, &mut ports)?;
         }
         nets.push(NetSpec { kind, mac: Some(nic.mac) });
     }
@@ -78,10 +96,10 @@ pub fn restored_spec(restore: RestoreSpec) -> Result<VmSpec, VmError> {
     })
 }
 
-fn move_ports(kind: &mut NetKind) -> Result<(), VmError> {
+fn move_ports(kind: &mut NetKind, ports: &mut impl Iterator<Item = u16>) -> Result<(), VmError> {
     if let NetKind::User(forwards) = kind {
         for forward in forwards {
-            forward.host.set_port(free_port()?);
+            forward.host.set_port(ports.next().map_or_else(free_port, Ok)?);
         }
     }
     Ok(())
