@@ -26,10 +26,11 @@ pub(crate) fn number(register: Register) -> u8 {
 fn part(emitter: &mut Emitter<'_>, register: Register, scratch: u8) -> u8 {
     match HOME[usize::from(number(register))] {
         Home::Host(host) => host,
-        Home::Word(word) => {
+        Home::Word(word) => emitter.mirrors.find(word).unwrap_or_else(|| {
+            emitter.free(scratch);
             emitter.code.op_word(Op::Load, scratch, word);
             scratch
-        }
+        }),
     }
 }
 
@@ -47,6 +48,7 @@ impl Emitter<'_> {
         }
         if base == Register::RIP {
             let disp = displacement(disp)?;
+            self.free(host::RDI);
             self.code.op_word(Op::Load, host::RDI, layout::PAGE);
             self.code.lea(to, host::RDI, disp);
             return Ok(());
@@ -62,7 +64,8 @@ impl Emitter<'_> {
         if index == Register::None {
             self.code.lea(to, base.ok_or(Unsupported)?, disp);
         } else {
-            let index = part(self, index, host::RSI);
+            let scratch = if base == Some(host::RSI) { host::RDI } else { host::RSI };
+            let index = part(self, index, scratch);
             self.code.lea_scaled(to, base, (index, scale), disp);
         }
         if narrow {
@@ -85,15 +88,25 @@ impl Emitter<'_> {
         if target.size() < 4 || instruction.memory_base() == Register::EIP {
             return Err(Unsupported);
         }
-        let home = HOME[usize::from(number(target))];
-        let to = if let Home::Host(host) = home { host } else { host::RDI };
+        let guest = number(target);
+        let base = instruction.memory_base();
+        let base_in_host = base == Register::None
+            || (base.is_gpr() && matches!(HOME[usize::from(number(base))], Home::Host(_)));
+        let to = match HOME[usize::from(guest)] {
+            Home::Host(host) => host,
+            Home::Word(_) => {
+                self.free(host::RDI);
+                host::RDI
+            }
+        };
+        if base_in_host && to != host::RDI {
+            self.kept_rdi();
+        }
         self.operand_offset(instruction, to)?;
         if target.size() == 4 {
             self.truncate(to);
         }
-        if let Home::Word(word) = home {
-            self.code.op_word(Op::Store, to, word);
-        }
+        self.defer_home(to, guest);
         Ok(())
     }
 
@@ -171,10 +184,15 @@ impl Emitter<'_> {
     /// RDI from linear address to offset in the page, RSI the entry's; where the displacement of
     /// the jump is for what is not all in a cached page.
     pub(crate) fn compare_tag(&mut self, access: Access, size: u16) -> usize {
-        assert!(self.flags == Flags::Saved);
+        assert!(self.flags != Flags::Host);
         let shift = 12 - tlb::layout::ENTRY_SIZE.trailing_zeros() as u8;
         let mask = ((tlb::layout::ENTRIES_COUNT - 1) * tlb::layout::ENTRY_SIZE) as u32;
-        self.code.put(&[0x89, 0xfe, 0xc1, 0xee, shift, 0x81, 0xe6]); // mov, shr, and esi
+        if self.workshop.rotates {
+            self.code.put(&[0xc4, 0xe3, 0x7b, 0xf0, 0xf7, shift]); // rorx esi, edi, shift
+        } else {
+            self.code.put(&[0x89, 0xfe, 0xc1, 0xee, shift]); // mov esi, edi; shr esi, shift
+        }
+        self.code.put(&[0x81, 0xe6]); // and esi, mask
         self.code.put(&mask.to_le_bytes());
         let tag = match access {
             Access::Read => tlb::layout::READ,

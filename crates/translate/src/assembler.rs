@@ -122,8 +122,14 @@ impl Assembler {
 
     /// `lea to, [base + displacement]`, 64 bits.
     pub(crate) fn lea(&mut self, to: u8, base: u8, displacement: i32) {
-        self.put(&[rex_w(to, base), 0x8d]);
-        self.memory(to, base, displacement);
+        match displacement {
+            0 if to == base => {}
+            0 if base != host::RSP => self.copy(to, base),
+            _ => {
+                self.put(&[rex_w(to, base), 0x8d]);
+                self.memory(to, base, displacement);
+            }
+        }
     }
 
     /// `lea to, [base + index * scale + displacement]`, 64 bits; `index` is not RSP.

@@ -14,6 +14,7 @@ use crate::assembler::{Assembler, Form, Op, condition};
 use crate::classify::{Class, Mode, Unit};
 use crate::group::{Group, Member};
 use crate::layout::{self, Flags, host};
+use crate::mirror::Mirrors;
 use crate::options::Options;
 use crate::plan::{self, End, Plan, Planned, Source, Variant};
 use crate::site::{FaultSite, Site, SiteId, Why};
@@ -41,7 +42,7 @@ pub(crate) enum Stub {
     /// retire.
     Aside { jump: usize, target: u16, left: u8 },
     /// Goes over to the careful block at `offset`, giving back what this one took of the budget.
-    Careful { jump: usize, offset: u16, unretired: u8 },
+    Careful { jump: usize, offset: u16, unretired: u8, flags: Flags },
     /// Loads the registers of a unit by a trampoline and comes back.
     Load { jump: usize, back: usize, trampoline: u32 },
 }
@@ -52,6 +53,8 @@ pub(crate) struct Workshop {
     pub(crate) factory: InstructionInfoFactory,
     pub(crate) trampolines: Trampolines,
     pub(crate) options: Options,
+    /// The host has RORX.
+    pub(crate) rotates: bool,
     /// Address of the table of indirect branches by side of the TLB, in the mode of the block
     /// being made otherwise.
     pub(crate) tables: [u64; 4],
@@ -69,6 +72,10 @@ pub(crate) struct Emitter<'a> {
     pub(crate) faults: Vec<FaultSite>,
     stubs: Vec<Stub>,
     pub(crate) flags: Flags,
+    /// Code that makes flags once more, and which of it makes those in RFLAGS.
+    redos: Vec<Vec<u8>>,
+    redo: Option<u8>,
+    pub(crate) mirrors: Mirrors,
     /// Branches that were taken off the budget and have not retired yet.
     pub(crate) unretired: u8,
     /// The group whose address RDI holds, and what it held before this instruction.
@@ -113,6 +120,7 @@ pub(crate) fn translate(
         plan.group(&mut workshop.factory);
     }
     loop {
+        plan.find_flags(&mut workshop.factory);
         let mut emitter = Emitter::new(workshop, mode, place);
         match emitter.block(&plan, source) {
             Ok(()) => return emitter.finish(plan),
@@ -133,6 +141,9 @@ impl<'a> Emitter<'a> {
             faults: Vec::new(),
             stubs: Vec::new(),
             flags: Flags::Saved,
+            redos: Vec::new(),
+            redo: None,
+            mirrors: Mirrors::default(),
             unretired: 0,
             held: None,
             was_held: None,
@@ -163,6 +174,7 @@ impl<'a> Emitter<'a> {
             self.was_held = self.held.take();
             self.instruction(planned).map_err(|Unsupported| index)?;
         }
+        self.end_mirrors();
         if plan.end != End::Branch {
             self.offset = plan.stop;
         }
@@ -190,8 +202,8 @@ impl<'a> Emitter<'a> {
         self.code.word_immediate(form, layout::BUDGET, self.unretired as i8);
         let jump = self.code.jump_if(jump);
         if plan.insns.iter().any(|planned| planned.inside) {
-            let (offset, unretired) = (self.offset, self.unretired);
-            self.stubs.push(Stub::Careful { jump, offset, unretired });
+            let (offset, unretired, flags) = (self.offset, self.unretired, self.flags);
+            self.stubs.push(Stub::Careful { jump, offset, unretired, flags });
         } else {
             self.leave_if(jump, Why::Budget);
         }
@@ -216,6 +228,11 @@ impl<'a> Emitter<'a> {
 
     fn instruction(&mut self, planned: &Planned) -> Emitted {
         let instruction = &planned.instruction;
+        match planned.class {
+            Class::Nothing | Class::Compute { .. } | Class::Address => {}
+            Class::Branch if planned.inside => self.store_mirrors(),
+            _ => self.end_mirrors(),
+        }
         match planned.class {
             Class::Nothing => {
                 self.held = self.was_held;
@@ -265,11 +282,12 @@ impl<'a> Emitter<'a> {
     /// instruction if it is not all in one page that may be accessed.
     fn look_up_group(&mut self, number: usize, group: &Group) {
         self.save_flags();
+        self.end_mirrors();
         self.group_address(&group.address);
         let access = if group.write { Access::Write } else { Access::Read };
         let jump = self.compare_tag(access, group.span);
-        let (offset, unretired) = (self.offset, self.unretired);
-        self.stubs.push(Stub::Careful { jump, offset, unretired });
+        let (offset, unretired, flags) = (self.offset, self.unretired, self.flags);
+        self.stubs.push(Stub::Careful { jump, offset, unretired, flags });
         self.add_page();
         self.code.op_word(Op::Store, host::RDI, layout::group(number));
         self.held = Some(number);
@@ -277,6 +295,7 @@ impl<'a> Emitter<'a> {
 
     /// Host address of a group's first byte to RDI; keeps flags.
     pub(crate) fn member(&mut self, member: Member) -> i32 {
+        self.free(host::RDI);
         if self.was_held != Some(member.group) {
             self.code.op_word(Op::Load, host::RDI, layout::group(member.group));
         }
@@ -289,13 +308,35 @@ impl<'a> Emitter<'a> {
         self.held = self.was_held;
     }
 
+    /// Whether RDI held a group's address before this instruction.
+    pub(crate) fn holds_group(&self) -> bool {
+        self.was_held.is_some()
+    }
+
     /// RDI holds no group's address.
     pub(crate) fn forget_rdi(&mut self) {
         self.held = None;
     }
 
-    /// Flags to AX.
+    /// RFLAGS is for other use: flags to AX, unless they are made once more where they are needed.
     pub(crate) fn save_flags(&mut self) {
+        if self.flags == Flags::Host {
+            self.flags = match self.redo {
+                Some(redo) => Flags::Redo(redo),
+                None => {
+                    self.code.save_flags();
+                    Flags::Saved
+                }
+            };
+        }
+    }
+
+    /// Flags to AX, on the way out.
+    fn keep_flags(&mut self) {
+        if let Flags::Redo(redo) = self.flags {
+            self.code.put(&self.redos[usize::from(redo)]);
+            self.flags = Flags::Host;
+        }
         if self.flags == Flags::Host {
             self.code.save_flags();
             self.flags = Flags::Saved;
@@ -304,10 +345,22 @@ impl<'a> Emitter<'a> {
 
     /// Flags to RFLAGS.
     pub(crate) fn restore_flags(&mut self) {
-        if self.flags == Flags::Saved {
-            self.code.restore_flags();
-            self.flags = Flags::Host;
+        match self.flags {
+            Flags::Host => return,
+            Flags::Saved => self.code.restore_flags(),
+            Flags::Redo(redo) => self.code.put(&self.redos[usize::from(redo)]),
         }
+        self.flags = Flags::Host;
+    }
+
+    /// Flags are in RFLAGS now; `redo` makes them once more, for who leaves.
+    pub(crate) fn made_flags(&mut self, redo: Option<Vec<u8>>) {
+        self.flags = Flags::Host;
+        self.redo = redo.and_then(|redo| {
+            let number = u8::try_from(self.redos.len()).ok()?;
+            self.redos.push(redo);
+            Some(number)
+        });
     }
 
     /// A site at the instruction being emitted.
@@ -325,6 +378,7 @@ impl<'a> Emitter<'a> {
     /// follows does not rely on a group's address in RDI.
     pub(crate) fn resume_place(&mut self) -> u32 {
         self.save_flags();
+        self.end_mirrors();
         self.was_held = None;
         self.place()
     }
@@ -408,7 +462,7 @@ impl<'a> Emitter<'a> {
                     *stub = self.origin + here as u32;
                 }
                 self.flags = flags;
-                self.save_flags();
+                self.keep_flags();
                 let id = self.first_site + self.sites.len() as SiteId;
                 self.sites.push(site);
                 self.code.put(&[0x68]);
@@ -421,7 +475,7 @@ impl<'a> Emitter<'a> {
                 self.flags = flags;
                 self.mode.side = side;
                 self.offset = site.offset;
-                self.save_flags();
+                self.keep_flags();
                 self.give_back(site.unretired.saturating_sub(1));
                 self.unretired = site.unretired.min(1);
                 self.go_far(target);
@@ -429,13 +483,14 @@ impl<'a> Emitter<'a> {
             Stub::Aside { jump, target, left } => {
                 self.code.bind(jump, here);
                 self.flags = Flags::Host;
-                self.save_flags();
+                self.keep_flags();
                 self.give_back(left);
                 self.link(None, i64::from(target)).expect("in the page");
             }
-            Stub::Careful { jump, offset, unretired } => {
+            Stub::Careful { jump, offset, unretired, flags } => {
                 self.code.bind(jump, here);
-                self.flags = Flags::Saved;
+                self.flags = flags;
+                self.keep_flags();
                 self.give_back(unretired);
                 let jump = self.code.jump();
                 let why = Why::Careful { patch: self.origin + jump as u32, stub: 0 };

@@ -160,6 +160,7 @@ impl Cache {
                 factory: InstructionInfoFactory::new(),
                 trampolines,
                 options,
+                rotates: std::arch::is_x86_feature_detected!("bmi2"),
                 tables: [0; 4],
             },
             pages: BTreeMap::new(),

@@ -109,6 +109,8 @@ pub(crate) const STATUS: u32 = RflagsBits::OF
 /// What an instruction does to the status flags, as far as their place matters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FlagUse {
+    /// It reads some.
+    pub(crate) reads: bool,
     /// They must be in RFLAGS before it: it reads some, or leaves some as they are.
     pub(crate) needs: bool,
     /// They are in RFLAGS after it.
@@ -124,7 +126,8 @@ pub(crate) fn flag_use(instruction: &Instruction) -> FlagUse {
         Rcl | Rcr | Rol | Ror | Shl | Shr | Sar | Sal | Shld | Shrd
     );
     if counted {
-        return FlagUse { needs: true, changes: true };
+        let reads = instruction.rflags_read() & STATUS != 0;
+        return FlagUse { reads, needs: true, changes: true };
     }
     let modified = instruction.rflags_modified() & STATUS;
     let defined =
@@ -133,7 +136,7 @@ pub(crate) fn flag_use(instruction: &Instruction) -> FlagUse {
     let logic = matches!(instruction.mnemonic(), And | Or | Xor | Test);
     let all = modified == STATUS && (defined & STATUS == STATUS || logic);
     let reads = instruction.rflags_read() & STATUS != 0;
-    FlagUse { needs: reads || (modified != 0 && !all), changes: modified != 0 }
+    FlagUse { reads, needs: reads || (modified != 0 && !all), changes: modified != 0 }
 }
 
 /// The class of an instruction in 64-bit code.

@@ -7,8 +7,9 @@ use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
 use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
-use crate::classify::{Unit, flag_use};
-use crate::layout::{GUEST_RAX, HOME, Home, host};
+use crate::classify::Unit;
+use crate::flags;
+use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
 use crate::plan::Planned;
 use crate::site::FaultSite;
 
@@ -145,7 +146,7 @@ fn has_implicit_rax(instruction: &Instruction) -> bool {
 }
 
 /// Whether the hardware may raise an exception other than a page fault, vectors aside.
-fn may_fault(instruction: &Instruction) -> bool {
+pub(crate) fn may_fault(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b)
 }
 
@@ -171,9 +172,15 @@ impl Emitter<'_> {
     pub(crate) fn compute(&mut self, planned: &Planned, unit: Unit) -> Emitted {
         let guest = &planned.instruction;
         if is_bit_string(guest) {
+            self.end_mirrors();
             return self.bit_string(guest);
         }
         let memory = guest.op_kinds().any(|kind| kind == OpKind::Memory);
+        match planned.operand {
+            _ if !memory => {}
+            Some(_) => self.free(host::RDI),
+            None => self.end_mirrors(),
+        }
         let mut placing = self.place_registers(guest, memory)?;
         if memory {
             let access = self.memory_access(guest)?;
@@ -182,19 +189,27 @@ impl Emitter<'_> {
         } else if placing.moved.iter().all(|moved| moved.to != host::RDI) {
             self.kept_rdi();
         }
-        let flags = flag_use(guest);
-        if flags.needs || placing.natural_rax {
+        let flags = planned.flags;
+        if self.flags == Flags::Saved && !planned.flags_before {
+            self.made_flags(None); // whatever RFLAGS holds
+        }
+        let reads = flags.reads || (flags.needs && planned.flags_after);
+        if reads || (placing.natural_rax && self.flags == Flags::Saved) {
             self.restore_flags();
         }
         for moved in placing.moved.iter().filter(|moved| moved.load) {
-            self.load_home(moved.to, moved.guest);
+            self.load_moved(*moved);
+        }
+        let faults = unit != Unit::Integer || may_fault(guest);
+        if faults {
+            self.store_mirrors();
         }
         if placing.natural_rax {
             self.code.copy(host::RAX, GUEST_RAX);
         }
         let start = self.place();
         self.encode(&placing.instruction)?;
-        if unit != Unit::Integer || may_fault(guest) {
+        if faults {
             let (end, flags) = (self.place(), self.flags);
             let (offset, unretired) = (self.offset, self.unretired);
             self.faults.push(FaultSite { start, end, offset, unretired, flags });
@@ -203,10 +218,15 @@ impl Emitter<'_> {
             self.code.copy(GUEST_RAX, host::RAX);
         }
         for moved in placing.moved.iter().filter(|moved| moved.store) {
-            self.store_home(moved.to, moved.guest);
+            match HOME[usize::from(moved.guest)] {
+                Home::Word(_) => self.defer_home(moved.to, moved.guest),
+                Home::Host(to) => self.code.copy(to, moved.to),
+            }
         }
         if flags.changes {
-            self.flags = crate::layout::Flags::Host;
+            let redo = planned.redone && placing.moved.is_empty() && !placing.natural_rax;
+            let redo = redo.then(|| flags::redo(&mut self.workshop.encoder, &placing.instruction));
+            self.made_flags(redo.flatten());
         }
         Ok(())
     }
@@ -245,6 +265,18 @@ impl Emitter<'_> {
             self.code.put(&[rex, 0x89, 0x37]); // mov [rdi], rsi
         }
         Ok(())
+    }
+
+    /// What the instruction reads of a guest register to the scratch register it has there.
+    fn load_moved(&mut self, moved: Moved) {
+        match HOME[usize::from(moved.guest)] {
+            Home::Word(word) if self.mirrors.find(word) == Some(moved.to) => {}
+            Home::Word(word) => {
+                self.code.op_word(Op::Load, moved.to, word);
+                self.note_loaded(moved.to, moved.guest);
+            }
+            Home::Host(from) => self.code.copy(moved.to, from),
+        }
     }
 
     /// A guest register to host register `to`.
@@ -297,7 +329,7 @@ impl Emitter<'_> {
             let register = instruction.op_register(op);
             let general = instruction.op_kind(op) == OpKind::Register && register.is_gpr();
             match HOME[usize::from(number(register)) % 16] {
-                Home::Word(word) if general => Some(word),
+                Home::Word(word) if general && self.mirrors.find(word).is_none() => Some(word),
                 _ => None,
             }
         };
@@ -354,13 +386,13 @@ impl Emitter<'_> {
         let natural_rax = has_implicit_rax(guest) || (high_byte && names_rax);
         let in_word = if memory || high_byte { None } else { self.use_word(&mut instruction) };
         let mut placing = Placing { instruction, natural_rax, moved: Vec::new() };
-        let mut scratch = [host::RSI, host::RDI][..if memory { 1 } else { 2 }].iter().copied();
+        let mut taken = if memory { vec![host::RDI] } else { Vec::new() };
         for (op, register) in gpr_operands(guest) {
             if is_high_byte(register) || in_word == Some(op) {
                 continue;
             }
             let access = self.workshop.factory.info(guest).op_access(op);
-            let to = placing.place(register, access, high_byte, &mut scratch, guest)?;
+            let to = placing.place(self, register, access, high_byte, &mut taken, guest)?;
             placing.instruction.set_op_register(op, sized(to, register));
         }
         Ok(placing)
@@ -371,10 +403,11 @@ impl Placing {
     /// The host register for an operand.
     fn place(
         &mut self,
+        emitter: &mut Emitter<'_>,
         register: Register,
         access: OpAccess,
         high_byte: bool,
-        scratch: &mut dyn Iterator<Item = u8>,
+        taken: &mut Vec<u8>,
         guest: &Instruction,
     ) -> Result<u8, Unsupported> {
         let home = HOME[usize::from(number(register))];
@@ -395,7 +428,8 @@ impl Placing {
             moved.store |= store;
             return Ok(moved.to);
         }
-        let to = scratch.next().ok_or(Unsupported)?;
+        let to = emitter.choose_scratch(home, taken)?;
+        taken.push(to);
         self.moved.push(Moved { guest: number(register), to, load, store });
         Ok(to)
     }

@@ -133,6 +133,8 @@ pub(crate) enum Flags {
     Host,
     /// In AX: OF in AL, the rest in AH.
     Saved,
+    /// Nowhere, within a block: code of this number among its `redos` makes them.
+    Redo(u8),
 }
 
 /// Slots of a table of indirect branches; a power of two.

@@ -10,7 +10,7 @@ use iced_x86::{
     Mnemonic, OpKind,
 };
 
-use crate::classify::{Class, Mode, classify};
+use crate::classify::{Class, FlagUse, Mode, classify, flag_use};
 use crate::group::{self, Group, Member};
 use crate::options::Options;
 
@@ -81,11 +81,31 @@ pub(crate) struct Planned {
     pub(crate) operand: Option<Member>,
     /// What it pushes or pops, if in a group.
     pub(crate) stack: Option<Member>,
+    /// What it does to flags, and whether anybody needs them as they are before and after it.
+    pub(crate) flags: FlagUse,
+    pub(crate) flags_before: bool,
+    pub(crate) flags_after: bool,
+    /// Its flags are not kept: who leaves does it again.
+    pub(crate) redone: bool,
 }
 
 impl Planned {
     fn new(instruction: Instruction, class: Class, offset: u16) -> Planned {
-        Planned { instruction, class, offset, inside: false, operand: None, stack: None }
+        let flags = flag_use(&instruction);
+        let (inside, operand, stack) = (false, None, None);
+        let (flags_before, flags_after, redone) = (true, true, false);
+        Planned {
+            instruction,
+            class,
+            offset,
+            inside,
+            operand,
+            stack,
+            flags,
+            flags_before,
+            flags_after,
+            redone,
+        }
     }
 }
 

@@ -1,0 +1,194 @@
+//! Which status flags matter: what nobody looks at is not kept.
+//!
+//! An access that is looked up may leave the block, so the flags before it must be known there.
+//! Where only such places ask for them, and the instruction that made them can be done once more,
+//! the way out does that ([`Planned::redone`]) and the straight path keeps nothing.
+
+use iced_x86::{
+    Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
+
+use crate::address::number;
+use crate::classify::{Class, Unit};
+use crate::compute::may_fault;
+use crate::group::Group;
+use crate::plan::{Plan, Planned};
+
+impl Plan {
+    /// Notes in each instruction who needs the flags.
+    pub(crate) fn find_flags(&mut self, factory: &mut InstructionInfoFactory) {
+        let mut live = true;
+        for index in (0..self.insns.len()).rev() {
+            let planned = &mut self.insns[index];
+            planned.flags_after = live;
+            live = flags_before(planned);
+            planned.flags_before = live;
+            live |= is_looked_up_before(&self.groups, index);
+        }
+        for index in 0..self.insns.len() {
+            self.insns[index].redone = can_be_redone(&self.insns[index].instruction)
+                && self.insns[index].class == (Class::Compute { unit: Unit::Integer })
+                && self.only_misses_ask(index, factory);
+        }
+    }
+
+    /// Whether the flags that the instruction at `index` makes are asked for by nobody but who
+    /// leaves at a lookup, and what it needs to be done again is still there then.
+    fn only_misses_ask(&self, index: usize, factory: &mut InstructionInfoFactory) -> bool {
+        let inputs = general_operands(&self.insns[index].instruction);
+        let (mut looked_up, mut lost) = (false, false);
+        for (at, planned) in self.insns.iter().enumerate().skip(index + 1) {
+            if is_looked_up_before(&self.groups, at) || looks_up(planned) {
+                looked_up = true;
+                if lost {
+                    return false;
+                }
+            }
+            let Some(user) = user(planned) else { return false };
+            match user {
+                User::Reads if looked_up => return false,
+                User::Replaces => return looked_up,
+                User::Changes => return looked_up && !planned.flags_after,
+                User::Reads | User::None => {}
+            }
+            lost |= written(&planned.instruction, factory) & inputs != 0;
+        }
+        false
+    }
+}
+
+/// What an instruction inside a block does with flags.
+enum User {
+    None,
+    Reads,
+    /// Some.
+    Changes,
+    /// All.
+    Replaces,
+}
+
+/// `None` if the flags must be exact there whatever it does with them.
+fn user(planned: &Planned) -> Option<User> {
+    match planned.class {
+        Class::Nothing | Class::Address => Some(User::None),
+        Class::Stack if planned.instruction.op0_kind() != OpKind::Memory => Some(User::None),
+        Class::Branch if planned.inside => Some(match planned.instruction.mnemonic() {
+            Mnemonic::Jmp => User::None,
+            _ => User::Reads,
+        }),
+        Class::Compute { unit: Unit::Integer } if !may_fault(&planned.instruction) => {
+            let flags = planned.flags;
+            Some(match (flags.reads, flags.needs, flags.changes) {
+                (true, ..) => User::Reads,
+                (_, true, _) => User::Changes,
+                (_, _, true) => User::Replaces,
+                _ => User::None,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Whether the flags before the instruction matter, its `flags_after` known.
+fn flags_before(planned: &Planned) -> bool {
+    if looks_up(planned) {
+        return true;
+    }
+    match user(planned) {
+        None | Some(User::Reads) => true,
+        Some(User::Replaces) => false,
+        Some(User::None | User::Changes) => planned.flags_after,
+    }
+}
+
+fn is_looked_up_before(groups: &[Group], index: usize) -> bool {
+    groups.iter().any(|group| group.before == index)
+}
+
+/// Whether the instruction looks something up itself, or may.
+fn looks_up(planned: &Planned) -> bool {
+    let memory = planned.instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+    match planned.class {
+        Class::Compute { .. } => memory && planned.operand.is_none(),
+        Class::Stack => memory || planned.stack.is_none(),
+        _ => false,
+    }
+}
+
+/// The general registers among its operands, a bit for each.
+fn general_operands(instruction: &Instruction) -> u16 {
+    let registers = (0..instruction.op_count())
+        .filter(|&op| instruction.op_kind(op) == OpKind::Register)
+        .map(|op| instruction.op_register(op));
+    registers.filter(|register| register.is_gpr()).fold(0, |bits, one| bits | 1 << number(one))
+}
+
+/// The general registers it writes.
+fn written(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> u16 {
+    let used = factory.info(instruction).used_registers();
+    let writes = used.iter().filter(|used| {
+        let reads = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
+        used.register().is_gpr() && !reads
+    });
+    writes.fold(0, |bits, one| bits | 1 << number(one.register()))
+}
+
+fn can_be_redone(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    let named = |op| instruction.op_register(op);
+    let twice = instruction.op1_kind() == OpKind::Register
+        && number(named(0)) == number(named(1))
+        && matches!(instruction.mnemonic(), Add | Sub);
+    let high = |register| matches!(register, Register::AH | Register::BH | Register::CH);
+    matches!(instruction.mnemonic(), Cmp | Test | And | Or | Xor | Add | Sub)
+        && instruction.op0_kind() == OpKind::Register
+        && instruction.op1_kind() != OpKind::Memory
+        && !twice
+        && !(0..2).any(|op| high(named(op)) || named(op) == Register::DH)
+}
+
+/// Code that sets the flags as `made` did, which has been done, and changes nothing else.
+pub(crate) fn redo(encoder: &mut Encoder, made: &Instruction) -> Option<Vec<u8>> {
+    use Mnemonic::*;
+    let steps: &[Instruction] = match made.mnemonic() {
+        Cmp | Test => &[*made],
+        Add | Sub => {
+            let mut undone = *made;
+            undone.set_code(opposite(made.code())?);
+            &[undone, *made]
+        }
+        _ if made.op0_kind() == OpKind::Register => {
+            let register = made.op0_register();
+            let code = match register.size() {
+                1 => Code::Test_rm8_r8,
+                2 => Code::Test_rm16_r16,
+                4 => Code::Test_rm32_r32,
+                _ => Code::Test_rm64_r64,
+            };
+            &[Instruction::with2(code, register, register).ok()?]
+        }
+        _ => return None,
+    };
+    let encoded = steps.iter().all(|step| encoder.encode(step, 0).is_ok());
+    let bytes = encoder.take_buffer();
+    encoded.then_some(bytes)
+}
+
+/// SUB for ADD and ADD for SUB.
+fn opposite(code: Code) -> Option<Code> {
+    macro_rules! forms {
+        ($($add:ident $sub:ident),* $(,)?) => {
+            match code {
+                $(Code::$add => Some(Code::$sub), Code::$sub => Some(Code::$add),)*
+                _ => None,
+            }
+        };
+    }
+    forms! {
+        Add_rm8_r8 Sub_rm8_r8, Add_r8_rm8 Sub_r8_rm8, Add_rm8_imm8 Sub_rm8_imm8,
+        Add_rm16_r16 Sub_rm16_r16, Add_r16_rm16 Sub_r16_rm16, Add_rm16_imm8 Sub_rm16_imm8,
+        Add_rm16_imm16 Sub_rm16_imm16, Add_rm32_r32 Sub_rm32_r32, Add_r32_rm32 Sub_r32_rm32,
+        Add_rm32_imm8 Sub_rm32_imm8, Add_rm32_imm32 Sub_rm32_imm32, Add_rm64_r64 Sub_rm64_r64,
+        Add_r64_rm64 Sub_r64_rm64, Add_rm64_imm8 Sub_rm64_imm8, Add_rm64_imm32 Sub_rm64_imm32,
+    }
+}
