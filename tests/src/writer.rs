@@ -54,8 +54,8 @@ pub fn said(console: &str) -> Option<u64> {
     lines.find_map(|line| line.trim().strip_prefix("W ")?.parse().ok())
 }
 
-/// Checks that the disk has every record up to `least`, in order, and nothing that is not one; the
-/// last that it has.
+/// Checks that the disk has every record up to `least` that it has room for, in order, and nothing
+/// that is not one; the last that it has.
 ///
 /// # Panics
 /// When it has not.
@@ -68,19 +68,28 @@ pub fn check_log(scratch: &Scratch, image: &Path, least: u64) -> u64 {
         .expect("qemu-img");
     assert!(converted.status.success(), "{converted:?}");
     let bytes = std::fs::read(&raw).expect("what was converted");
-    let mut last = None;
-    for (n, record) in (0u64..).zip(bytes.chunks(RECORD)) {
-        if record.iter().all(|byte| *byte == 0) {
-            break;
+    let records: Vec<&[u8]> = bytes.chunks(RECORD).collect();
+    let newest = records.iter().filter_map(|record| number(record)).max();
+    let last = newest.expect("a record");
+    let slots = records.len() as u64;
+    for (slot, record) in (0u64..).zip(&records) {
+        if slot > last {
+            assert!(record.iter().all(|byte| *byte == 0), "record {slot} after the last, {last}");
+            continue;
         }
+        // Full, the log begins again at the front.
+        let n = last - (last - slot) % slots;
         let text = String::from_utf8_lossy(record);
-        let expected = format!("R {n} {} E", n * 7919 + 13);
-        assert_eq!(text.trim_end(), expected, "record {n}");
-        last = Some(n);
+        assert_eq!(text.trim_end(), format!("R {n} {} E", n * 7919 + 13), "record {n}");
     }
-    let last = last.expect("a record");
     assert!(last >= least, "{image:?} ends at {last}, {least} was durable");
     last
+}
+
+/// The number that a record says it has.
+fn number(record: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(record).ok()?;
+    text.strip_prefix("R ")?.split(' ').next()?.parse().ok()
 }
 
 /// The image that has the newest data, by the markers.
