@@ -72,10 +72,11 @@ pub(crate) struct Board {
     post: Post,
     debug_exit: Option<DebugExit>,
     pub(crate) pci: PciBus,
-    /// PCI slot of each disk, network card, and the virtio console.
+    /// PCI slot of each disk, network card, the virtio console, and the entropy device.
     pub(crate) disk_slots: Vec<u8>,
     pub(crate) nic_slots: Vec<u8>,
     pub(crate) console_slot: Option<u8>,
+    pub(crate) rng_slot: Option<u8>,
     /// First and last port, and who answers.
     port_map: Vec<(u16, u16, Id)>,
     /// Interrupts on their way to local APICs.
@@ -108,6 +109,7 @@ impl Board {
             disk_slots: Vec::new(),
             nic_slots: Vec::new(),
             console_slot: None,
+            rng_slot: None,
             port_map: Vec::new(),
             messages: Vec::new(),
             outputs: Vec::new(),
@@ -142,7 +144,8 @@ impl Board {
             let nic = net::NetSpec { nic: index as u32, mac: nic.mac, mtu: MachineSpec::MTU };
             self.nic_slots.push(self.pci.plug(Box::new(VirtioPci::new(net::Net::new(nic))))?);
         }
-        self.pci.plug(Box::new(VirtioPci::new(rng::Rng::new(expand_seed(spec.seed)))))?;
+        let rng = rng::Rng::new(expand_seed(spec.seed));
+        self.rng_slot = Some(self.pci.plug(Box::new(VirtioPci::new(rng)))?);
         if spec.console {
             let console = console::Console::new(console_port::VIRTIO);
             self.console_slot = Some(self.pci.plug(Box::new(VirtioPci::new(console)))?);

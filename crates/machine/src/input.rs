@@ -35,6 +35,11 @@ impl Machine {
             Input::PowerButton => self.board.press_power_button(&mut self.ram, now),
             Input::Generation { id } => {
                 self.set_generation(id);
+                if let Some(slot) = self.board.rng_slot {
+                    let delivery = Delivery::Generation(id);
+                    self.board
+                        .call_pci(&mut self.ram, now, |pci, cx| pci.deliver(cx, slot, delivery));
+                }
                 self.board.raise_gpe(&mut self.ram, now, boot::GENERATION_EVENT);
             }
             Input::NetAddress { nic, mac } => {

@@ -65,6 +65,7 @@ type Ticks = Arc<Mutex<Vec<(Instant, Vec<u8>)>>>;
 /// A guest that ticks.
 struct Guest {
     peer: Peer,
+    program: PathBuf,
     child: Child,
     folder: PathBuf,
     ticks: Ticks,
@@ -75,6 +76,8 @@ struct Sample {
     undisturbed: f64,
     hole: f64,
     saving: f64,
+    /// Branches a second while it was kept, of those before, where the guest is always busy.
+    pace: Option<f64>,
 }
 
 impl Stun {
@@ -90,7 +93,7 @@ impl Stun {
         };
         println!("largest hole in the guest's ticks, ms: median (least to most)");
         println!(
-            "{:18} {:>6} {:>9}  {:>22} {:>22} {:>9}",
+            "{:18} {:>6} {:>9}  {:>22} {:>22} {:>9}  pace",
             "", "MiB", "load", "undisturbed", "kept", "saving"
         );
         for &memory in &self.memory {
@@ -114,11 +117,11 @@ impl Stun {
         let mut guest = Guest::start(peer, mini, memory, load)?;
         let mut samples = Vec::new();
         for round in 0..self.rounds {
-            let before = Instant::now();
+            let (before, first) = (Instant::now(), guest.branches());
             sleep(UNDISTURBED);
-            let start = Instant::now();
+            let (start, second) = (Instant::now(), guest.branches());
             guest.keep(round)?;
-            let end = Instant::now();
+            let (end, third) = (Instant::now(), guest.branches());
             sleep(Duration::from_millis(200));
             let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
             samples.push(Sample {
@@ -126,6 +129,13 @@ impl Stun {
                 undisturbed: ms(guest.hole(before, start, false)?),
                 hole: ms(guest.hole(start, end + Duration::from_millis(100), true)?),
                 saving: ms(end - start),
+                pace: Some(load).filter(|load| load.ends_with(":0")).and_then(|_| {
+                    let rate = |from: u64, to: u64, time| Some((to - from) as f64 / ms(time));
+                    Some(
+                        rate(second?, third?, end - start)?
+                            / rate(first?, second?, start - before)?,
+                    )
+                }),
             });
         }
         guest.check_order()?;
@@ -143,7 +153,11 @@ fn print_line(peer: Peer, memory: u32, load: &str, samples: &[Sample]) {
     let (undisturbed, kept) = (spread(|s| s.undisturbed), spread(|s| s.hole));
     let saving = samples.iter().map(|s| s.saving).fold(0.0, f64::max);
     let name = peer.name();
-    println!("{name:18} {memory:>6} {load:>9}  {undisturbed:>22} {kept:>22} {saving:>9.0}");
+    let paces = samples.iter().filter_map(|s| s.pace).map(|pace| format!("{:.0}%", pace * 100.0));
+    let paces = paces.collect::<Vec<_>>().join(" ");
+    println!(
+        "{name:18} {memory:>6} {load:>9}  {undisturbed:>22} {kept:>22} {saving:>9.0}  {paces}"
+    );
 }
 
 impl Guest {
@@ -151,7 +165,7 @@ impl Guest {
         let folder = std::env::temp_dir().join(format!("doppel-stun-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).context("a folder for temporary files")?;
-        let socket = folder.join("ticks");
+        let (socket, program) = (folder.join("ticks"), doppel()?);
         let work = match load.split_once(':') {
             Some((size, rate)) => format!("(dirty%20{size}%20{rate}%20%26);"),
             None => String::new(),
@@ -159,7 +173,7 @@ impl Guest {
         let line = format!("console=ttyS0 quiet doppel.run={work}sleep%205;tick");
         let mut command = match peer {
             Peer::Doppel => {
-                let mut command = Command::new(doppel()?);
+                let mut command = Command::new(&program);
                 command.args(["run", "--name", "stun", "--console", "none", "--memory"]);
                 command.arg(format!("{memory}M")).arg("--serial2");
                 command.arg(format!("unix={}", socket.display())).arg("--cmdline").arg(line);
@@ -173,7 +187,7 @@ impl Guest {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().context("the guest's monitor cannot be started")?;
         let ticks = Ticks::default();
-        let guest = Guest { peer, child, folder, ticks: Arc::clone(&ticks) };
+        let guest = Guest { peer, program, child, folder, ticks: Arc::clone(&ticks) };
         let stream = connect(&socket)?;
         spawn(move || read_ticks(stream, &ticks));
         let end = Instant::now() + PATIENCE;
@@ -191,7 +205,7 @@ impl Guest {
         match self.peer {
             Peer::Doppel => {
                 let target = self.folder.join(format!("c{round}"));
-                let mut command = Command::new(doppel()?);
+                let mut command = Command::new(&self.program);
                 command.args(["checkpoint", "stun"]).arg(&target);
                 let output = command.env("XDG_RUNTIME_DIR", &self.folder).output()?;
                 if !output.status.success() {
@@ -222,6 +236,18 @@ impl Guest {
             }
         }
         Ok(())
+    }
+
+    /// Branches that the guest has retired, as doppel counts them.
+    fn branches(&self) -> Option<u64> {
+        if self.peer != Peer::Doppel {
+            return None;
+        }
+        let mut command = Command::new(&self.program);
+        command.args(["inspect", "stun", "--json"]).env("XDG_RUNTIME_DIR", &self.folder);
+        let info: serde_json::Value =
+            serde_json::from_slice(&command.output().ok()?.stdout).ok()?;
+        info["branches"].as_u64()
     }
 
     /// An order to QEMU's monitor; what it says.

@@ -18,6 +18,8 @@ pub enum Delivery {
     Link(bool),
     /// The network card has another Ethernet address.
     Address([u8; 6]),
+    /// The machine is another one from now on: whoever makes random numbers makes others.
+    Generation([u8; 16]),
     /// Bytes typed at a console.
     Console(Vec<u8>),
 }

@@ -1,11 +1,13 @@
 //! Entropy device (section 5.4): a ChaCha20 stream (RFC 8439 section 2.3) keyed by the machine's
-//! seed, so that a run can be repeated.
+//! seed, so that a run can be repeated. A copy of a machine gets a key of its own by its
+//! generation id, or two copies would read the same.
 
 use minicbor::{Decode, Encode};
 use saved::{RestoreError, Saved, Sections};
 
 use super::chain::len_of;
 use super::{Broken, Kind, VirtioContext, VirtioDevice};
+use crate::pci::Delivery;
 
 const QUEUE: usize = 0;
 const QUEUE_SIZE: u16 = 64;
@@ -44,6 +46,16 @@ impl Rng {
             *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
         Rng { key, block: 0 }
+    }
+
+    /// Another stream, which follows from this one and `id`, and from which neither can be told.
+    fn renew(&mut self, id: [u8; 16]) {
+        for (word, bytes) in self.key.iter_mut().zip(id.as_chunks::<4>().0) {
+            *word ^= u32::from_le_bytes(*bytes);
+        }
+        let seed = chacha20(&self.key, self.block);
+        let (seed, _) = seed.split_first_chunk::<32>().expect("a block has 64 bytes");
+        *self = Rng::new(*seed);
     }
 
     fn bytes(&mut self, len: usize) -> Vec<u8> {
@@ -110,6 +122,13 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
+    fn deliver(&mut self, _cx: &mut VirtioContext<'_>, what: Delivery) -> Result<(), Broken> {
+        if let Delivery::Generation(id) = what {
+            self.renew(id);
+        }
+        Ok(())
+    }
+
     /// The stream goes on; only the machine's seed starts it.
     fn reset(&mut self) {}
 
@@ -128,6 +147,21 @@ impl VirtioDevice for Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn generations_of_one_stream_differ_and_are_repeatable() {
+        let of = |id: Option<[u8; 16]>| {
+            let mut rng = Rng::new([7; 32]);
+            rng.bytes(100);
+            id.into_iter().for_each(|id| rng.renew(id));
+            rng.bytes(64)
+        };
+        let all = [of(None), of(Some([0; 16])), of(Some([1; 16])), of(Some([2; 16]))];
+        for (index, one) in all.iter().enumerate() {
+            assert!(!all[..index].contains(one), "{index}");
+        }
+        assert_eq!(of(Some([1; 16])), all[2]);
+    }
 
     #[test]
     fn chacha20_of_zero_key_is_the_known_stream() {
