@@ -167,7 +167,7 @@ fn outside(rig: &mut Rig, dice: &mut Dice) {
     let len = dice.below(3000) as usize;
     let what = match dice.below(4) {
         0 => Delivery::Link(dice.one_in(2)),
-        1 if len % 2 == 0 => Delivery::Generation([1; 16]),
+        1 if len.is_multiple_of(2) => Delivery::Generation([1; 16]),
         1 => Delivery::Console(vec![1; len]),
         2 => Delivery::Disk(DiskCompletion { id: dice.below(50), result: Ok(vec![2; len]) }),
         _ => Delivery::Frame(vec![3; len]),
