@@ -1,8 +1,11 @@
 //! A run with inputs at arbitrary points, recorded and replayed (L1, L2, L5).
 
-use journal::{Input, What};
+use cpu::{Cpu, Engine, Exit};
+use journal::{Entry, Input, What};
 use machine::Stop;
 use replay::{Divergence, Progress, Recorder, ReplayError, Replayer, Target};
+use travel::{Sandbox, Travel, first_difference};
+use types::Gpa;
 use whole::{Captured, Ended, Guest};
 
 /// A log that outlives the recorder.
@@ -20,8 +23,62 @@ impl std::io::Write for Shared {
     }
 }
 
-fn booted(engine: &str) -> Guest {
-    let mut guest = Guest::on(engine, 256 << 20, Vec::new()).unwrap();
+/// An engine with a defect: it flips a bit of low memory where a branch is retired.
+struct Faulty {
+    inner: Box<dyn Engine>,
+    /// Number of the branch.
+    at: u64,
+}
+
+impl Faulty {
+    fn flip(&self, cpu: &mut Cpu<'_>, before: u64) {
+        if before < self.at && cpu.vcpu.branches >= self.at {
+            let mut byte = [0];
+            cpu.ram.read(Gpa(0x500), &mut byte).unwrap();
+            cpu.ram.write(Gpa(0x500), &[byte[0] ^ 4]).unwrap();
+        }
+    }
+}
+
+impl Engine for Faulty {
+    fn run(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
+        let before = cpu.vcpu.branches;
+        let until = if before < self.at { until.min(self.at) } else { until };
+        let exit = self.inner.run(cpu, until);
+        self.flip(cpu, before);
+        exit
+    }
+
+    fn step(&mut self, cpu: &mut Cpu<'_>) -> Exit {
+        let before = cpu.vcpu.branches;
+        let exit = self.inner.step(cpu);
+        self.flip(cpu, before);
+        exit
+    }
+
+    fn set_breakpoints(&mut self, addresses: &[u64]) {
+        self.inner.set_breakpoints(addresses);
+    }
+
+    fn instructions(&self) -> u64 {
+        self.inner.instructions()
+    }
+
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+}
+
+fn faulty(at: u64) -> Box<dyn Engine> {
+    Box::new(Faulty { inner: engine("translate"), at })
+}
+
+fn engine(name: &str) -> Box<dyn Engine> {
+    Guest::on(name, 64 << 20, Vec::new()).unwrap().engine
+}
+
+fn booted(engine: Box<dyn Engine>) -> Guest {
+    let mut guest = Guest::with_engine(256 << 20, Vec::new(), engine).unwrap();
     guest.boot_mini("6.1", "quiet doppel.end=shell").unwrap();
     guest
 }
@@ -65,7 +122,7 @@ fn run_live(guest: &mut Guest, recorder: &Recorder<Shared>) -> Ended {
 }
 
 fn record() -> (Vec<u8>, Guest) {
-    let mut guest = booted("translate");
+    let mut guest = booted(engine("translate"));
     let log = Shared::default();
     let recorder = Recorder::start(&mut guest.machine, log.clone()).unwrap();
     let ended = run_live(&mut guest, &recorder);
@@ -76,8 +133,8 @@ fn record() -> (Vec<u8>, Guest) {
     (bytes, guest)
 }
 
-/// Replays on the engine of that name; what the machine put out is kept.
-fn replay(log: &[u8], engine: &str) -> (Result<(Progress, u64), ReplayError>, Captured) {
+/// Replays on an engine; what the machine put out is kept.
+fn replay(log: &[u8], engine: Box<dyn Engine>) -> (Result<(Progress, u64), ReplayError>, Captured) {
     let mut guest = booted(engine);
     let log = std::io::Cursor::new(log.to_vec());
     let mut replayer = Replayer::new(journal::LogReader::new(log).unwrap()).unwrap();
@@ -93,8 +150,8 @@ fn replay(log: &[u8], engine: &str) -> (Result<(Progress, u64), ReplayError>, Ca
 #[ignore = "whole machine: cargo xtask test"]
 fn replay_of_a_live_run_has_every_hash_and_output() {
     let (log, recorded) = record();
-    for engine in ["translate", "interp"] {
-        let (progress, outside) = replay(&log, engine);
+    for name in ["translate", "interp"] {
+        let (progress, outside) = replay(&log, engine(name));
         let (progress, checked) = progress.unwrap();
         assert_eq!(progress, Progress::End { orderly: true });
         assert!(checked >= 5, "{checked} checks");
@@ -120,7 +177,7 @@ fn replay_with_a_changed_input_diverges_at_the_next_hash() {
         writer.append(&entry).unwrap();
     }
     writer.flush().unwrap();
-    let (progress, _) = replay(&changed, "translate");
+    let (progress, _) = replay(&changed, engine("translate"));
     match progress {
         Err(ReplayError::Divergence(Divergence::State { point, .. })) => {
             assert!(point.branches >= typed_at);
@@ -130,4 +187,35 @@ fn replay_with_a_changed_input_diverges_at_the_next_hash() {
         }
         other => panic!("a changed input was not noticed: {other:?}"),
     }
+}
+
+fn entries(log: &[u8]) -> Vec<Entry> {
+    let mut reader = journal::LogReader::new(log).unwrap();
+    std::iter::from_fn(|| reader.next_entry().unwrap()).collect()
+}
+
+fn traveller(log: &[u8], engine: Box<dyn Engine>) -> Travel {
+    let Guest { machine, engine, .. } = booted(engine);
+    let never = Box::new(|_: &mut machine::Machine| Err("a reset".to_owned()));
+    Travel::new(machine, engine, Sandbox::new(Vec::new()), entries(log), never, true).unwrap()
+}
+
+#[test]
+#[ignore = "whole machine: cargo xtask test"]
+fn defect_of_an_engine_is_noticed_at_the_next_check_and_found_at_its_instruction() {
+    let (log, recorded) = record();
+    let at = recorded.machine.branches() / 2 + 12_345;
+    let checks = entries(&log).into_iter().filter(|entry| matches!(entry.what, What::Check(_)));
+    let next = checks.map(|check| check.point.branches).find(|check| *check >= at).unwrap();
+    let (progress, _) = replay(&log, faulty(at));
+    match progress {
+        Err(ReplayError::Divergence(Divergence::State { point, section })) => {
+            assert_eq!((point.branches, section.as_str()), (next, "ram"));
+        }
+        other => panic!("a defect was not noticed: {other:?}"),
+    }
+    let mut sound = traveller(&log, engine("translate"));
+    let mut other = traveller(&log, faulty(at));
+    let found = first_difference(&mut sound, &mut other, &mut || ()).unwrap().unwrap();
+    assert_eq!((found.at.branches, found.what.as_str()), (at - 1, "ram"), "{found:?}");
 }

@@ -220,6 +220,15 @@ fn planted_fault_is_reported_where_it_is_noticed() {
 }
 
 #[test]
+fn engines_side_by_side_are_the_same() {
+    let place = Place::new();
+    let dir = typed(&place, "e", &[]);
+    let output = place.run(&["verify", dir.to_str().unwrap(), "--compare-engines"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "both engines are the same all the way\n");
+}
+
+#[test]
 fn disk_of_a_recording_is_needed_as_it_was() {
     let place = Place::new();
     let disk = place.file("d.raw", &vec![7; 1 << 20]);

@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod compare;
 mod far;
 mod history;
 mod look;
@@ -23,6 +24,7 @@ mod search;
 mod travel;
 mod watched;
 
+pub use compare::{Difference, first_difference};
 pub use far::{Arrival, Far};
 pub use look::{NotMapped, linear_rip, read_memory};
 pub use sandbox::Sandbox;

@@ -51,8 +51,8 @@ pub use name::{NAME_LEN_MAX, check_name};
 pub use process::run;
 pub use recording::{
     BisectSpec, ConsoleBytes, DebugSpec, Event, Found, From, Listing, Place, Predicate,
-    RecordingError, ReplayReport, ReplaySpec, TraceLine, TraceSpec, TraceWhat, bisect, debug,
-    replay, trace,
+    RecordingError, ReplayReport, ReplaySpec, TraceLine, TraceSpec, TraceWhat, bisect,
+    compare_engines, debug, replay, trace,
 };
 pub use spec::{
     Checks, EngineKind, FlightSpec, GRACE_DEFAULT, MEMORY_SIZE_DEFAULT, MEMORY_SIZE_MIN, NetKind,

@@ -101,7 +101,7 @@ impl Server {
         std::fs::create_dir_all(&folder).context("a folder for the guest")?;
         let [kernel, initramfs, disk] = guest;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let program = folder.join("doppel");
+        let program = folder.join("program");
         std::fs::copy(doppel()?, &program).context("copying doppel")?;
         let mut command = Command::new(&program);
         command.args(["run", "--name", "serving", "--memory", "1G", "--console"]);
@@ -117,7 +117,7 @@ impl Server {
             command.arg("--record").arg(folder.join("recording"));
         }
         command.env("XDG_RUNTIME_DIR", &folder);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().context("doppel cannot be started")?;
         let mut server = Server { doppel: program, child, folder, port };
         let end = Instant::now() + limit;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, ValueHint};
-use vmm::{ConsoleSpec, EngineKind, From, Place, ReplaySpec};
+use vmm::{ConsoleSpec, EngineKind, ExitStatus, From, Place, ReplaySpec};
 
 use super::{print, print_json};
 use crate::fail::Fail;
@@ -24,6 +24,10 @@ pub struct Verify {
     /// What executes the guest: translate or interp.
     #[arg(long, value_name = "ENGINE", default_value = "translate", value_parser = values::engine)]
     engine: EngineKind,
+    /// Run both engines side by side, and tell the first instruction after which they are not the
+    /// same; takes several times as long.
+    #[arg(long, conflicts_with_all = ["from_checkpoint", "engine", "other_semantics", "json"])]
+    compare_engines: bool,
     /// Go on even if a release whose machine does something else made the recording.
     #[arg(long)]
     other_semantics: bool,
@@ -35,6 +39,9 @@ pub struct Verify {
 impl Verify {
     /// Runs the verb.
     pub fn run(&self) -> Result<u8, Fail> {
+        if self.compare_engines {
+            return self.compare();
+        }
         let spec = ReplaySpec {
             dir: self.dir.clone(),
             from: From::Checkpoint(self.from_checkpoint),
@@ -64,5 +71,18 @@ impl Verify {
             print(&format!("{}{cut}; {seconds:.1} s\n", super::replay::describe(end, &report)))?;
         }
         Ok(0)
+    }
+
+    fn compare(&self) -> Result<u8, Fail> {
+        let Some(difference) = vmm::compare_engines(&self.dir, &mut || ())? else {
+            print("both engines are the same all the way\n")?;
+            return Ok(0);
+        };
+        let at = difference.at;
+        let (branches, rip, what) = (at.branches, at.rip, difference.what);
+        print(&format!(
+            "the engines differ after the instruction at branch {branches} rip {rip:#x}: {what}\n"
+        ))?;
+        Ok(ExitStatus::Divergence as u8)
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use gdb::{Debugger, ServeError, Symbols};
 use journal::{Entry, LogError};
-use travel::{Halt, Reboot, Sandbox, Travel};
+use travel::{Difference, Halt, Reboot, Sandbox, Travel, first_difference};
 
 use super::RecordingError;
 use super::listing::Listing;
@@ -59,6 +59,17 @@ pub fn debug(spec: &DebugSpec, on_ready: impl FnOnce(&str)) -> Result<(), VmErro
             return Ok(());
         }
     }
+}
+
+/// The first instruction after which the two engines are not the same in the recording in `dir`,
+/// or none; `tick` is called now and then.
+///
+/// # Errors
+/// [`VmError::Recording`].
+pub fn compare_engines(dir: &Path, tick: &mut dyn FnMut()) -> Result<Option<Difference>, VmError> {
+    let mut one = travel(dir, EngineKind::Translate)?;
+    let mut other = travel(dir, EngineKind::Interp)?;
+    Ok(first_difference(&mut one, &mut other, tick).map_err(RecordingError::from)?)
 }
 
 fn read_symbols(path: &Path) -> Result<Symbols, RecordingError> {

@@ -28,7 +28,7 @@ mod trace;
 
 pub(crate) use along::{NOTE, Note, folder};
 pub use bisect::{BisectSpec, Found, Predicate, bisect};
-pub use debug::{DebugSpec, debug};
+pub use debug::{DebugSpec, compare_engines, debug};
 pub use error::RecordingError;
 pub use listing::{Event, Listing};
 pub(crate) use live::LiveRecording;
