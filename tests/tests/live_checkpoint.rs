@@ -26,6 +26,10 @@ fn copied_checkpoint_restores_with_its_disk_and_the_vm_keeps_its_image() {
     );
     ask(&mut vm, "X=new; echo after | dd of=/dev/vda conv=fsync 2>/dev/null", "w2");
     images::check_qcow2(&scratch.path("c/disk0.qcow2"));
+    // Nothing of it is left open, which the machine's thread would have to close.
+    let open = std::fs::read_dir(format!("/proc/{}/fd", vm.id())).unwrap().flatten();
+    let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    assert_eq!(open.filter(|path| path.starts_with(scratch.path("c"))).count(), 0);
     assert!(json(&scratch, "inspect c")["disks"][0]["policy"] == "copied");
     let mut copy = restore(&scratch, "c --name two --copy");
     ask(&mut copy, "head -1 /dev/vda; echo $X", "r");

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::{io, mem};
 
 use memory::{Page, PageSink};
@@ -186,17 +186,19 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The machine's way into a memory file.
-pub(crate) struct Sink(pub Arc<MemoryFile>);
+/// The machine's way into a memory file, as long as the saver has it: closing the file, which may
+/// have been removed by then, is nothing for the machine's thread.
+pub(crate) struct Sink(pub Weak<MemoryFile>);
 
 impl PageSink for Sink {
     fn save(&mut self, page: usize, bytes: &Page) {
+        let Some(file) = self.0.upgrade() else { return };
         let sum = (!is_zero(bytes)).then(|| page_sum(bytes));
         let result = match sum {
-            Some(_) => self.0.write_page(page, bytes),
+            Some(_) => file.write_page(page, bytes),
             None => Ok(()),
         };
-        let mut written = lock(&self.0.by_machine);
+        let mut written = lock(&file.by_machine);
         match result {
             Ok(()) => written.0.push((page, sum)),
             Err(error) => written.1 = written.1.take().or(Some(error)),

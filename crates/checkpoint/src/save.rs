@@ -127,7 +127,7 @@ impl Saver {
         let draft = Draft::new(target)?;
         let name = memory_name(options.packed);
         let memory = MemoryFile::new(draft.create(name)?, draft.path(name), options.packed);
-        let sink = Box::new(Sink(Arc::clone(&memory)));
+        let sink = Box::new(Sink(Arc::downgrade(&memory)));
         let epoch = options.since.as_ref().map(|since| since.epoch);
         let (guest, cow) = pages.prepare(epoch, options.copies_max, READY_COPIES, sink);
         progress.pages.store(pages.count() as u64, Ordering::Relaxed);

@@ -13,11 +13,12 @@
 //!
 //! Nobody waits for anybody: the machine never blocks, whatever the saver does. When `copies_max`
 //! copies wait for the saver, the machine hands further originals to the [`PageSink`] itself, so
-//! memory is bounded and the write costs what the sink costs.
+//! memory is bounded and the write costs what the sink costs. What an instant took is given back by
+//! the saver: freeing thousands of pages is nothing for the machine's thread.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::mapping::PageReader;
 use crate::present::Present;
@@ -59,7 +60,7 @@ pub struct CowGuest {
     since: u32,
     epoch: u32,
     full: Sender<(usize, Box<Page>)>,
-    empty: Receiver<Box<Page>>,
+    empty: Spares,
     /// Copies that may yet be made of fresh memory.
     fresh: usize,
     spare: Option<Box<Page>>,
@@ -73,7 +74,12 @@ pub struct CowSaver {
     since: u32,
     full: Receiver<(usize, Box<Page>)>,
     empty: Sender<Box<Page>>,
+    /// The other end of it, to empty it at last.
+    spares: Spares,
 }
+
+/// Memory for copies. The machine never waits for it: it is locked by the saver only at its end.
+type Spares = Arc<Mutex<Receiver<Box<Page>>>>;
 
 /// What came of taking a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,18 +143,19 @@ impl Pages {
             overflowed: AtomicU64::new(0),
         });
         let since = since.map_or(0, |epoch| epoch.0);
+        let spares = Arc::new(Mutex::new(empty_end));
         let guest = CowGuest {
             pages: self.clone(),
             shared: Arc::clone(&shared),
             since,
             epoch: 0,
             full,
-            empty: empty_end,
+            empty: Arc::clone(&spares),
             fresh: copies_max - ready,
             spare: None,
             sink,
         };
-        (guest, CowSaver { pages: self.clone(), shared, since, full: full_end, empty })
+        (guest, CowSaver { pages: self.clone(), shared, since, full: full_end, empty, spares })
     }
 
     /// Whether the page counts, given the epoch of its last write before the instant.
@@ -204,14 +211,12 @@ impl CowGuest {
         if let Some(spare) = self.spare.take() {
             return Some(spare);
         }
-        match self.empty.try_recv() {
-            Ok(page) => Some(page),
-            Err(_) if self.fresh > 0 => {
-                self.fresh -= 1;
-                Some(Box::new([0; 4096]))
-            }
-            Err(_) => None,
+        let recycled = self.empty.try_lock().ok().and_then(|empty| empty.try_recv().ok());
+        if recycled.is_none() && self.fresh > 0 {
+            self.fresh -= 1;
+            return Some(Box::new([0; 4096]));
         }
+        recycled
     }
 }
 
@@ -276,16 +281,16 @@ impl CowSaver {
 }
 
 impl Drop for CowSaver {
-    /// Ends the instant: from here no original is copied.
+    /// Ends the instant: from here no original is copied, and memory for copies is not needed.
     fn drop(&mut self) {
         self.shared.cancelled.store(true, Ordering::Relaxed);
+        let spares = self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        while spares.try_recv().is_ok() {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use types::Gpa;
 
     use super::*;
@@ -303,6 +308,14 @@ mod tests {
 
     fn page_at(page: usize) -> Gpa {
         Gpa(page as u64 * 4096)
+    }
+
+    #[test]
+    fn memory_for_copies_is_freed_by_the_saver() {
+        let ram = Ram::new(1 << 20).unwrap();
+        let (guest, saver) = ram.pages().prepare(None, 8, 8, Box::new(Kept::default()));
+        drop(saver);
+        assert!(guest.empty.lock().unwrap().try_recv().is_err());
     }
 
     /// The first byte of every page of the instant that counts.
