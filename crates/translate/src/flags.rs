@@ -57,6 +57,22 @@ impl Plan {
     }
 }
 
+/// For each instruction whether it is in a chain of carries: flags that the block made before it
+/// are added by it or later. Moved out of a lookup's way and back they take the chain's time.
+pub(crate) fn in_chains(insns: &[Planned]) -> Vec<bool> {
+    use Mnemonic::*;
+    let mut added = false;
+    let mut chained = vec![false; insns.len()];
+    for (index, planned) in insns.iter().enumerate().rev() {
+        let adds = matches!(planned.instruction.mnemonic(), Adc | Sbb | Adcx | Adox);
+        added = adds || (added && !matches!(user(planned), Some(User::Replaces)));
+        chained[index] = added;
+    }
+    let made = insns.iter().position(|planned| planned.flags.changes);
+    chained.iter_mut().take(made.map_or(insns.len(), |made| made + 1)).for_each(|one| *one = false);
+    chained
+}
+
 /// What an instruction inside a block does with flags.
 enum User {
     None,

@@ -5,6 +5,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, 
 
 use crate::address::number;
 use crate::classify::Class;
+use crate::flags;
 use crate::plan::Planned;
 
 /// Bytes from the first to the last of a group.
@@ -134,10 +135,15 @@ impl Grouping {
                 self.passed = true;
             }
         }
+        let in_chains = flags::in_chains(insns);
         let mut groups = Vec::new();
         let mut places = vec![None; self.found.len()];
         for (index, found) in self.found.iter().enumerate() {
-            if found.members > 1 && groups.len() < GROUPS_MAX {
+            if groups.len() == GROUPS_MAX {
+                break;
+            }
+            // Looked up at the start, one access does not have to move flags out of the way.
+            if found.members > 1 || (in_chains[found.first] && found.is_early()) {
                 places[index] = Some(groups.len());
                 groups.push(found.group());
             }
@@ -333,14 +339,19 @@ fn immediate(instruction: &Instruction) -> Option<i64> {
 }
 
 impl Found {
-    /// Looked up at the start if all of its registers have their first values, and it is certain
-    /// or likely to be accessed; otherwise where it is accessed first.
-    fn group(&self) -> Group {
+    /// Whether it is looked up at the start: if all of its registers have their first values, and
+    /// it is certain or likely to be accessed.
+    fn is_early(&self) -> bool {
         let base = self.key.base;
         let entry = base <= PAGE && self.key.index.is_none_or(|(value, _)| value.id < PAGE);
         let likely = self.key.index.is_none()
             && (base == PAGE || usize::from(base) == RSP || usize::from(base) == RBP);
-        let early = entry && !self.late && (self.certain || likely);
+        entry && !self.late && (self.certain || likely)
+    }
+
+    /// Looked up at the start, or where it is accessed first.
+    fn group(&self) -> Group {
+        let (base, early) = (self.key.base, self.is_early());
         let mut address = self.address;
         if early {
             let first = |(value, scale): (Value, u8)| (value.id as u8, scale);
