@@ -10,6 +10,7 @@ use checkpoint::{
     capture, save_now,
 };
 use disk::{DiskIo, DiskSpec, Format, Overlay, empty_overlay};
+use types::Gpa;
 
 use crate::random::Random;
 use crate::scratch::Scratch;
@@ -173,8 +174,30 @@ pub fn compare(original: &mut Original, taken: &Taken, engine: &str, eagerly: bo
     assert_eq!(guest.run(until), taken.ended, "at {point}");
     let mine = guest.machine.section_hashes();
     let theirs = original.guest.machine.section_hashes();
+    for (whose, outside) in [("restored", &guest.outside), ("original", &original.guest.outside)] {
+        let (failures, why) = outside.disks[0].failures();
+        assert_eq!(failures, 0, "the host failed the {whose} machine's disk: {why:?}");
+    }
     let differ: Vec<_> = mine.iter().zip(&theirs).filter(|(a, b)| a != b).collect();
-    assert!(mine == theirs, "{engine}, from {point}, on to {until}: {differ:?}");
+    assert!(
+        mine == theirs,
+        "{engine}, from {point}, on to {until}: {differ:?}; {}",
+        differences(&guest, &original.guest)
+    );
+}
+
+/// Where two machines are, and which of their pages differ first, for who has to find out why.
+fn differences(mine: &Guest, theirs: &Guest) -> String {
+    let [one, other] = [mine, theirs].map(|guest| guest.machine.ram());
+    let pages = (0..MEMORY / 4096).filter(|page| {
+        let mut bytes = [[0; 4096]; 2];
+        for (ram, bytes) in [one, other].iter().zip(&mut bytes) {
+            ram.read(Gpa(page * 4096), bytes).expect("in RAM");
+        }
+        bytes[0] != bytes[1]
+    });
+    let pages: Vec<u64> = pages.take(20).collect();
+    format!("{} and {}, pages {pages:x?}", mine.machine.point(), theirs.machine.point())
 }
 
 /// Two checkpoints are of the same machine: all bytes but their ids are the same, as are their
