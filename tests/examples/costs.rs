@@ -1,5 +1,8 @@
-//! What the engine's mechanisms cost, in nanoseconds of CPU time: `costs [interp|translate] [MIB]`. The end of a quantum, a flush of the TLB, the translation of an instruction, and an
-//! access in working sets up to MIB, beside the same chase of pointers by the host.
+//! What the engine's mechanisms cost, in nanoseconds of CPU time:
+//! `costs [interp|translate] [MIB]`.
+//!
+//! The end of a quantum, a flush of the TLB, the translation of an instruction, and an access in
+//! working sets up to MIB, beside the same chase of pointers by the host.
 
 #![forbid(unsafe_code)]
 
