@@ -175,6 +175,11 @@ impl Saver {
             }
         }
         batch.flush()?;
+        // Likewise those that it writes itself.
+        while !self.cow.sink_is_done() {
+            self.progress.check()?;
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
         for (page, sum) in self.memory.take_written_by_machine()? {
             sums.note(page, sum);
         }

@@ -51,6 +51,8 @@ struct Shared {
     cancelled: AtomicBool,
     copied: AtomicU64,
     overflowed: AtomicU64,
+    /// Originals on their way to the sink.
+    in_sink: AtomicU32,
 }
 
 /// The machine's side of an instant.
@@ -90,7 +92,8 @@ pub enum Taken {
     Saved,
     /// The machine was first; the original is among the copies, now or soon.
     Copied,
-    /// The machine was first and gave the original to its [`PageSink`].
+    /// The machine was first and gives the original to its [`PageSink`], now or soon: see
+    /// [`CowSaver::sink_is_done`].
     Gone,
 }
 
@@ -141,6 +144,7 @@ impl Pages {
             cancelled: AtomicBool::new(false),
             copied: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
+            in_sink: AtomicU32::new(0),
         });
         let since = since.map_or(0, |epoch| epoch.0);
         let spares = Arc::new(Mutex::new(empty_end));
@@ -190,10 +194,13 @@ impl CowGuest {
         let Some(mut copy) = self.room() else {
             let mut bytes = [0; 4096];
             self.pages.reader.read_page(page, &mut bytes);
+            // Before the page is settled: who sees that it is sees this too.
+            self.shared.in_sink.fetch_add(1, Ordering::Relaxed);
             if settle(self.pages.settled.at(page), before, saved(self.epoch)) {
                 self.sink.save(page, &bytes);
                 self.shared.overflowed.fetch_add(1, Ordering::Relaxed);
             }
+            self.shared.in_sink.fetch_sub(1, Ordering::Release);
             return;
         };
         self.pages.reader.read_page(page, &mut copy);
@@ -258,6 +265,11 @@ impl CowSaver {
             }
         }
         if word.load(Ordering::Acquire) == copied(epoch) { Taken::Copied } else { Taken::Gone }
+    }
+
+    /// Whether the [`PageSink`] has all originals that are its own, once every page was taken.
+    pub fn sink_is_done(&self) -> bool {
+        self.shared.in_sink.load(Ordering::Acquire) == 0
     }
 
     /// An original that the machine copied aside, if one waits.
@@ -395,6 +407,42 @@ mod tests {
             assert_eq!(pages.len(), usize::from(round) + 1);
             assert!(pages.iter().all(|&(page, byte)| usize::from(byte) == page + 1), "{pages:?}");
         }
+    }
+
+    /// Saves once it may.
+    struct Slow {
+        begun: Sender<()>,
+        may: Receiver<()>,
+        kept: Kept,
+    }
+
+    impl PageSink for Slow {
+        fn save(&mut self, page: usize, bytes: &Page) {
+            self.begun.send(()).unwrap();
+            self.may.recv().unwrap();
+            self.kept.save(page, bytes);
+        }
+    }
+
+    #[test]
+    fn original_on_its_way_to_the_sink_is_waited_for() {
+        let mut ram = Ram::new(1 << 20).unwrap();
+        ram.write(page_at(3), &[7]).unwrap();
+        let (begun, has_begun) = channel();
+        let (go, may) = channel();
+        let kept = Kept::default();
+        let sink = Box::new(Slow { begun, may, kept: kept.clone() });
+        let (guest, saver) = ram.pages().prepare(None, 0, 0, sink);
+        ram.begin_copy_on_write(guest);
+        assert!(saver.sink_is_done());
+        let machine = std::thread::spawn(move || ram.write(page_at(3), &[8]).unwrap());
+        has_begun.recv().unwrap();
+        assert_eq!(saver.take(3, &mut [0; 4096]), Taken::Gone);
+        assert!(!saver.sink_is_done(), "it has not got it yet");
+        go.send(()).unwrap();
+        machine.join().unwrap();
+        assert!(saver.sink_is_done());
+        assert_eq!(*kept.0.lock().unwrap(), [(3, 7)]);
     }
 
     #[test]
