@@ -10,12 +10,12 @@ use std::hint::black_box;
 
 use anyhow::{Context, Result, ensure};
 use cpu::cpuid::Model;
-use cpu::{Bus, Cpu, Engine, Exit, Seg, Segment, Vcpu, cr, gpr};
+use cpu::{Cpu, EmptyBus, Engine, Exit, Seg, Segment, Vcpu, cr, gpr};
 use interp::Interp;
 use memory::Ram;
 use rustix::time::{ClockId, clock_gettime};
 use translate::{Options, Translator};
-use types::{Gpa, VirtualTime};
+use types::Gpa;
 
 /// RAM, mapped at its own addresses by pages of 1 GiB.
 const RAM: u64 = 4 << 30;
@@ -25,32 +25,6 @@ const DATA: u64 = 0x4000_0000;
 /// Accesses of one measurement.
 const ACCESSES: u64 = 4_000_000;
 const LINE: u64 = 64;
-
-struct NoBus;
-
-impl Bus for NoBus {
-    fn now(&self, branches: u64) -> VirtualTime {
-        VirtualTime(branches)
-    }
-    fn port_read(&mut self, _: &mut Ram, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut Ram, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut Ram, _: u64, _: Gpa, into: &mut [u8]) {
-        into.fill(0xff);
-    }
-    fn mmio_write(&mut self, _: &mut Ram, _: u64, _: Gpa, _: &[u8]) {}
-    fn end_of_interrupt(&mut self, _: u64, _: u8) {}
-    fn pic_interrupt(&self) -> bool {
-        false
-    }
-    fn acknowledge_pic(&mut self) -> u8 {
-        0xff
-    }
-    fn attention(&self) -> bool {
-        false
-    }
-}
 
 /// A machine of nothing but a vCPU in 64-bit mode and RAM.
 struct Bare {
@@ -86,7 +60,7 @@ impl Bare {
     }
 
     fn run(&mut self, until: u64) -> Exit {
-        let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut NoBus };
+        let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut EmptyBus };
         cpu.sync_tlb();
         self.engine.run(&mut cpu, until)
     }

@@ -36,3 +36,31 @@ pub trait Bus {
     /// changed an interrupt line, a timer or the power state.
     fn attention(&self) -> bool;
 }
+
+/// A bus with nothing on it, for a vCPU and RAM alone; virtual time is the branch count.
+#[derive(Clone, Copy, Debug)]
+pub struct EmptyBus;
+
+impl Bus for EmptyBus {
+    fn now(&self, branches: u64) -> VirtualTime {
+        VirtualTime(branches)
+    }
+    fn port_read(&mut self, _: &mut Ram, _: u64, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&mut self, _: &mut Ram, _: u64, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&mut self, _: &mut Ram, _: u64, _: Gpa, into: &mut [u8]) {
+        into.fill(0xff);
+    }
+    fn mmio_write(&mut self, _: &mut Ram, _: u64, _: Gpa, _: &[u8]) {}
+    fn end_of_interrupt(&mut self, _: u64, _: u8) {}
+    fn pic_interrupt(&self) -> bool {
+        false
+    }
+    fn acknowledge_pic(&mut self) -> u8 {
+        0xff
+    }
+    fn attention(&self) -> bool {
+        false
+    }
+}

@@ -28,7 +28,7 @@ mod state;
 pub mod tlb;
 
 pub use access::{ACCESS_SIZE_MAX, Word};
-pub use bus::Bus;
+pub use bus::{Bus, EmptyBus};
 pub use engine::{Engine, Exit};
 pub use exception::{Exception, Result, vector};
 pub use far::FarPointer;

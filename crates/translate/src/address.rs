@@ -22,9 +22,9 @@ pub(crate) fn number(register: Register) -> u8 {
     register.full_register().number() as u8
 }
 
-/// A guest register as part of an address: in a host register, a word loaded into `scratch`.
-fn part(emitter: &mut Emitter<'_>, register: Register, scratch: u8) -> u8 {
-    match HOME[usize::from(number(register))] {
+/// Guest register `guest` as part of an address: in a host register, a word loaded into `scratch`.
+fn part(emitter: &mut Emitter<'_>, guest: u8, scratch: u8) -> u8 {
+    match HOME[usize::from(guest)] {
         Home::Host(host) => host,
         Home::Word(word) => emitter.mirrors.find(word).unwrap_or_else(|| {
             emitter.free(scratch);
@@ -60,12 +60,12 @@ impl Emitter<'_> {
         let narrow = base.is_gpr32() || index.is_gpr32();
         let disp = displacement(if narrow { disp as i32 as u64 } else { disp })?;
         let scale = instruction.memory_index_scale() as u8;
-        let base = (base != Register::None).then(|| part(self, base, host::RDI));
+        let base = (base != Register::None).then(|| part(self, number(base), host::RDI));
         if index == Register::None {
             self.code.lea(to, base.ok_or(Unsupported)?, disp);
         } else {
             let scratch = if base == Some(host::RSI) { host::RDI } else { host::RSI };
-            let index = part(self, index, scratch);
+            let index = part(self, number(index), scratch);
             self.code.lea_scaled(to, base, (index, scale), disp);
         }
         if narrow {
@@ -131,15 +131,8 @@ impl Emitter<'_> {
 
     /// A group's linear address to RDI; keeps flags.
     pub(crate) fn group_address(&mut self, address: &Address) {
-        let home = |emitter: &mut Self, guest: u8, scratch: u8| match HOME[usize::from(guest)] {
-            Home::Host(host) => host,
-            Home::Word(word) => {
-                emitter.code.op_word(Op::Load, scratch, word);
-                scratch
-            }
-        };
         let base = match address.base {
-            Some(base) => home(self, base, host::RDI),
+            Some(base) => part(self, base, host::RDI),
             None => {
                 self.code.op_word(Op::Load, host::RDI, layout::PAGE);
                 host::RDI
@@ -147,7 +140,7 @@ impl Emitter<'_> {
         };
         match address.index {
             Some((index, scale)) => {
-                let index = home(self, index, host::RSI);
+                let index = part(self, index, host::RSI);
                 let displacement = address.displacement;
                 self.code.lea_scaled(host::RDI, Some(base), (index, scale), displacement);
             }

@@ -6,9 +6,9 @@
 
 use anyhow::{Context, Result};
 use cpu::cpuid::Model;
-use cpu::{Bus, Cpu, Engine, Segment, Table, Vcpu, attr, cr, gpr};
+use cpu::{Cpu, EmptyBus, Engine, Segment, Table, Vcpu, attr, cr, gpr};
 use memory::Ram;
-use types::{Gpa, VirtualTime};
+use types::Gpa;
 
 use crate::{Case, Executor, Fault, Outcome, layout};
 
@@ -37,33 +37,6 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
-
-/// A bus with nothing on it.
-struct EmptyBus;
-
-impl Bus for EmptyBus {
-    fn now(&self, branches: u64) -> VirtualTime {
-        VirtualTime(branches)
-    }
-    fn port_read(&mut self, _: &mut Ram, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut Ram, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut Ram, _: u64, _: Gpa, into: &mut [u8]) {
-        into.fill(0xff);
-    }
-    fn mmio_write(&mut self, _: &mut Ram, _: u64, _: Gpa, _: &[u8]) {}
-    fn end_of_interrupt(&mut self, _: u64, _: u8) {}
-    fn pic_interrupt(&self) -> bool {
-        false
-    }
-    fn acknowledge_pic(&mut self) -> u8 {
-        0xff
-    }
-    fn attention(&self) -> bool {
-        false
-    }
-}
 
 /// Runs cases on an engine.
 pub struct EngineExecutor {

@@ -5,10 +5,10 @@ mod random;
 mod room;
 
 use cpu::cpuid::Model;
-use cpu::{Bus, Cpu, Engine, Exit, Seg, Segment, Table, Vcpu, cr, gpr};
+use cpu::{Cpu, EmptyBus, Engine, Exit, Seg, Segment, Table, Vcpu, cr, gpr};
 use interp::Interp;
 use memory::Ram;
-use types::{Gpa, VirtualTime};
+use types::Gpa;
 
 use crate::{Options, Translator};
 
@@ -23,32 +23,6 @@ const SMALL_TABLE: u64 = 0x5000;
 /// A distance at which pages fall in one TLB entry.
 const ALIAS: u64 = (cpu::tlb::layout::ENTRIES_COUNT as u64) << 12;
 const BRANCHES_MAX: u64 = 3000;
-
-struct NoBus;
-
-impl Bus for NoBus {
-    fn now(&self, branches: u64) -> VirtualTime {
-        VirtualTime(branches)
-    }
-    fn port_read(&mut self, _: &mut Ram, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: &mut Ram, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: &mut Ram, _: u64, _: Gpa, into: &mut [u8]) {
-        into.fill(0xff);
-    }
-    fn mmio_write(&mut self, _: &mut Ram, _: u64, _: Gpa, _: &[u8]) {}
-    fn end_of_interrupt(&mut self, _: u64, _: u8) {}
-    fn pic_interrupt(&self) -> bool {
-        false
-    }
-    fn acknowledge_pic(&mut self) -> u8 {
-        0xff
-    }
-    fn attention(&self) -> bool {
-        false
-    }
-}
 
 struct Guest {
     vcpu: Vcpu,
@@ -106,7 +80,7 @@ fn trace(mut engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec
     let mut states = Vec::new();
     while vcpu.branches < BRANCHES_MAX {
         let until = vcpu.branches - vcpu.branches % stride + stride;
-        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut NoBus };
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
         cpu.sync_tlb();
         let exit = engine.run(&mut cpu, until);
         assert!(exit != Exit::Shutdown, "triple fault at branch {}", vcpu.branches);

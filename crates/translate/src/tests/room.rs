@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use cpu::{Cpu, Engine, Exit};
+use cpu::{Cpu, EmptyBus, Engine, Exit};
 use interp::Interp;
 
-use super::{Guest, NoBus, guest};
+use super::{Guest, guest};
 use crate::{Options, Translator};
 
 /// What was written, for the test to read.
@@ -31,7 +31,7 @@ fn translations_are_listed_for_perf() {
     let mut engine = Translator::new(fallback, Options::default()).unwrap();
     let written = Written::default();
     engine.list_translations(Box::new(written.clone()));
-    let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut NoBus };
+    let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
     cpu.sync_tlb();
     assert_eq!(engine.run(&mut cpu, 100), Exit::Halted);
     let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
@@ -76,7 +76,7 @@ fn more_code_than_the_cache_holds() {
         loop {
             until += 30_000;
             loop {
-                let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut NoBus };
+                let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
                 cpu.sync_tlb();
                 match engine.run(&mut cpu, until) {
                     Exit::Reached => break,
