@@ -409,7 +409,7 @@ mod tests {
         }
     }
 
-    /// Saves once it may.
+    /// Saves once it may: a machine that lost its CPU on the way (C5).
     struct Slow {
         begun: Sender<()>,
         may: Receiver<()>,

@@ -51,7 +51,7 @@ impl Plan {
                 User::Changes => return looked_up && !planned.flags_after,
                 User::Reads | User::None => {}
             }
-            lost |= written(&planned.instruction, factory) & inputs != 0;
+            lost = lost || written(&planned.instruction, factory) & inputs != 0;
         }
         false
     }
