@@ -40,17 +40,46 @@ const REASONS: [&str; 9] = [
     "(run with alignment checks or data breakpoints)",
 ];
 
+/// Counts of instructions by mnemonic.
+struct Tally {
+    counts: Box<[u64]>,
+    /// Mnemonics with a count, as they came: a machine at work is asked for its counters twice a
+    /// second, and most of the 4,096 have none.
+    seen: Vec<u16>,
+}
+
+impl Tally {
+    fn new() -> Tally {
+        Tally { counts: vec![0; MNEMONICS].into_boxed_slice(), seen: Vec::new() }
+    }
+
+    fn note(&mut self, mnemonic: u16) {
+        let Some(count) = self.counts.get_mut(usize::from(mnemonic)) else { return };
+        if *count == 0 {
+            self.seen.push(mnemonic);
+        }
+        *count += 1;
+    }
+
+    fn named(&self) -> Vec<(String, u64)> {
+        let name = |m: u16| Mnemonic::try_from(usize::from(m)).map(|m| format!("{m:?}"));
+        let named = self.seen.iter().filter_map(|&m| {
+            Some((name(m).ok()?.to_lowercase(), self.counts[usize::from(m)]))
+        });
+        named.collect()
+    }
+}
+
 /// The counters.
 pub(crate) struct Fallbacks {
-    steps: Box<[u64]>,
-    helped: Box<[u64]>,
+    steps: Tally,
+    helped: Tally,
     reasons: [u64; REASONS.len()],
 }
 
 impl Fallbacks {
     pub(crate) fn new() -> Fallbacks {
-        let zeros = || vec![0; MNEMONICS].into_boxed_slice();
-        Fallbacks { steps: zeros(), helped: zeros(), reasons: [0; REASONS.len()] }
+        Fallbacks { steps: Tally::new(), helped: Tally::new(), reasons: [0; REASONS.len()] }
     }
 
     pub(crate) fn note(&mut self, reason: Reason) {
@@ -59,26 +88,22 @@ impl Fallbacks {
 
     /// The fall-back engine executes an instruction because of what it is.
     pub(crate) fn note_step(&mut self, mnemonic: u16) {
-        self.steps[mnemonic as usize % MNEMONICS] += 1;
+        self.steps.note(mnemonic);
     }
 
     /// The dispatcher executed an instruction.
     pub(crate) fn note_helped(&mut self, mnemonic: u16) {
-        self.helped[mnemonic as usize % MNEMONICS] += 1;
+        self.helped.note(mnemonic);
     }
 
     /// By name, most frequent first.
     pub(crate) fn counters(&self) -> Vec<(String, u64)> {
-        let named = |counts: &[u64]| -> Vec<(String, u64)> {
-            let name = |mnemonic| format!("{mnemonic:?}").to_lowercase();
-            Mnemonic::values().map(|m| (name(m), counts[m as usize])).collect()
-        };
         let reasons = REASONS.into_iter().map(str::to_owned).zip(self.reasons);
-        let steps = named(&self.steps).into_iter().chain(reasons).collect();
+        let mut steps = self.steps.named();
+        steps.extend(reasons.filter(|(_, count)| *count != 0));
         let mut listed = Vec::new();
-        for (what, mut counts) in [("fall-back", steps), ("helper", named(&self.helped))] {
-            counts.retain(|(_, count)| *count != 0);
-            counts.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), name.clone()));
+        for (what, mut counts) in [("fall-back", steps), ("helper", self.helped.named())] {
+            counts.sort_by(|(a, m), (b, n)| n.cmp(m).then_with(|| a.cmp(b)));
             listed.extend(counts.into_iter().map(|(name, n)| (format!("{what} {name}"), n)));
         }
         listed

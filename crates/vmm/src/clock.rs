@@ -13,15 +13,21 @@ pub(crate) const QUANTUM_NS: u64 = 1_000_000;
 /// Branches in a quantum, least and most.
 const QUANTUM_BRANCHES_MIN: u64 = 1_000;
 const QUANTUM_BRANCHES_MAX: u64 = 10_000_000;
+/// A quantum is run in so many slices, after each of which the host's clock says whether it has
+/// lasted long enough: what a branch takes may change manyfold from one to the next.
+const SLICES: u64 = 10;
 /// A measurement counts for one in so many.
 const SMOOTHING: i64 = 8;
+/// So many quanta in a row far from what was expected, on the same side, are a new phase of the
+/// guest: what was measured before says nothing of it.
+const NEW_PHASE: i64 = 3;
 
 /// How far virtual time jumps at once, ns. After a long pause it comes back in several jumps, with
 /// a quantum of running after each, so that a guest's watchdogs see that it lives: those of Linux
 /// look every four seconds.
 const JUMP_NS_MAX: u64 = 4_000_000_000;
 /// How far virtual time may stray while anchors are rare, ns.
-const DRIFT_NS: u64 = 2_000_000;
+const DRIFT_NS: u64 = 500_000;
 /// How far it may stray whatever happens, ns: less than anybody notices.
 const DRIFT_NS_MAX: u64 = 20_000_000;
 /// A lead is made up for in about this time, ns.
@@ -31,7 +37,7 @@ const LEAD_NS_MIN: u64 = 100_000;
 /// An anchor for each so many nanoseconds of host time can be had at the narrow bound...
 const ANCHOR_NS: u64 = 50_000_000;
 /// ...and so many at once.
-const ANCHORS_SAVED_MAX: u64 = 40;
+const ANCHORS_SAVED_MAX: u64 = 1_000;
 
 /// Thousandths of a nanosecond per branch until something better is known.
 const NOMINAL_RATE_MILLINS: u64 = machine::MachineSpec::NOMINAL_RATE;
@@ -47,6 +53,8 @@ pub(crate) struct LiveClock {
     rate_millins: u64,
     /// Full quanta measured, up to [`SMOOTHING`]: the first counts whole, the second half.
     measured: i64,
+    /// Quanta in a row that took far more than expected, or as a negative number far less.
+    surprises: i64,
     /// Virtual time is ahead by this and goes slower than it should; 0 if not.
     slowed_for_ns: u64,
     /// Host time up to which the allowance of anchors is used up.
@@ -68,6 +76,7 @@ impl LiveClock {
             cost_millins: NOMINAL_RATE_MILLINS,
             rate_millins: NOMINAL_RATE_MILLINS,
             measured: 0,
+            surprises: 0,
             slowed_for_ns: 0,
             spent_until_ns: 0,
         }
@@ -78,9 +87,10 @@ impl LiveClock {
         let Some(sample) = run_ns.saturating_mul(1000).checked_div(branches) else { return };
         let cost = self.cost_millins as i64;
         // Short stretches between two idle ones say less.
-        let full = branches >= self.quantum_branches();
-        if full && self.measured < SMOOTHING {
-            self.measured += 1;
+        let full = run_ns >= QUANTUM_NS || branches >= self.quantum_branches();
+        if full {
+            self.note_surprise(sample);
+            self.measured = (self.measured + 1).min(SMOOTHING);
         }
         // A single quantum during which the host did something else says little.
         let sample = match self.measured {
@@ -98,6 +108,19 @@ impl LiveClock {
             change => change,
         };
         self.cost_millins = (cost + change).max(1) as u64;
+    }
+
+    fn note_surprise(&mut self, sample: u64) {
+        let side = match sample {
+            above if above > self.cost_millins * 3 / 2 => 1,
+            below if below < self.cost_millins * 2 / 3 => -1,
+            _ => 0,
+        };
+        let goes_on = side == self.surprises.signum();
+        self.surprises = side + if goes_on { self.surprises } else { 0 };
+        if self.surprises.abs() == NEW_PHASE {
+            (self.measured, self.surprises) = (0, 0);
+        }
     }
 
     /// The anchor that virtual time `now` needs when the host's clock is at `host_ns`, if it has
@@ -153,6 +176,11 @@ impl LiveClock {
     pub fn quantum_branches(&self) -> u64 {
         quantum_branches(self.cost_millins)
     }
+
+    /// Branches to run before the host's clock is looked at.
+    pub fn slice_branches(&self) -> u64 {
+        (self.quantum_branches() / SLICES).max(QUANTUM_BRANCHES_MIN / SLICES)
+    }
 }
 
 /// Branches in about [`QUANTUM_NS`] if each takes `cost_millins`.
@@ -175,7 +203,7 @@ mod tests {
     }
 
     /// A host that has been up for a while, so that the clock has its allowance of anchors.
-    const START_NS: u64 = 10_000_000_000;
+    const START_NS: u64 = 100_000_000_000;
 
     /// Runs quanta on a host where a branch takes `cost(quantum)`.
     fn simulate(cost: impl Fn(u64) -> u64, quanta: u64) -> Drift {
@@ -238,7 +266,7 @@ mod tests {
     #[test]
     fn clock_ahead_slows_down_until_it_is_caught_up_with_and_behind_it_jumps() {
         let mut clock = LiveClock::new(500, VirtualTime(0));
-        let later = 10_000_000_000;
+        let later = 100_000_000_000;
         assert_eq!(clock.correct(later + 500, VirtualTime(later)), None);
         assert_eq!(clock.correct(later + 500 + DRIFT_NS, VirtualTime(later)), None);
         let jump = clock.correct(later + 500 + 5_000_400, VirtualTime(later)).unwrap();

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use types::VirtualTime;
 
 use crate::boot_files::BootFiles;
-use crate::clock::{Anchor, LiveClock, quantum_branches};
+use crate::clock::{Anchor, LiveClock, QUANTUM_NS, quantum_branches};
 use crate::debugging::{Held, Order};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
@@ -293,14 +293,23 @@ impl Driver {
 
     fn run_quantum(&mut self) -> Stop {
         let before = self.machine.branches();
-        let quantum = match &self.pace {
-            Pace::Live(clock) => clock.quantum_branches(),
-            Pace::Seeded | Pace::Warp => quantum_branches(MachineSpec::NOMINAL_RATE),
+        let (quantum, slice, most_ns) = match &self.pace {
+            Pace::Live(clock) => (clock.quantum_branches(), clock.slice_branches(), QUANTUM_NS),
+            Pace::Seeded | Pace::Warp => {
+                let quantum = quantum_branches(MachineSpec::NOMINAL_RATE);
+                (quantum, quantum, u64::MAX)
+            }
         };
-        let until = before.saturating_add(quantum).min(self.hash_log.until());
+        let end = before.saturating_add(quantum).min(self.hash_log.until());
         let start_ns = monotonic_ns();
-        let stop = self.machine.run(self.engine.as_mut(), &mut self.ports, until);
-        let run_ns = monotonic_ns() - start_ns;
+        let (stop, run_ns) = loop {
+            let until = self.machine.branches().saturating_add(slice).min(end);
+            let stop = self.machine.run(self.engine.as_mut(), &mut self.ports, until);
+            let run_ns = monotonic_ns() - start_ns;
+            if stop != Stop::Reached || self.machine.branches() >= end || run_ns >= most_ns {
+                break (stop, run_ns);
+            }
+        };
         self.metrics.quanta += 1;
         self.metrics.run_ns += run_ns;
         if let Pace::Live(clock) = &mut self.pace {

@@ -1,9 +1,14 @@
 //! The bounded buffer between the machine thread and a console's own thread.
+//!
+//! What the peer of a pseudo-terminal or socket takes at once does not go through it: where CPUs
+//! are scarce the console's thread is milliseconds late.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use super::ConsoleError;
 use crate::wake::Wake;
@@ -45,9 +50,27 @@ struct State {
     /// Bytes taken by the console's thread and not yet written.
     in_hand: usize,
     dropped: u64,
+    /// Who is attached; never blocks.
+    peer: Option<Arc<OwnedFd>>,
     closing: bool,
     /// Nobody will ever read: abandoned, or the write failed.
     dead: bool,
+}
+
+impl State {
+    /// Gives `bytes` to the peer unless older ones wait; what it does not take.
+    fn write_through<'a>(&self, mut bytes: &'a [u8]) -> &'a [u8] {
+        let Some(peer) = self.peer.as_ref().filter(|_| self.bytes.is_empty()) else { return bytes };
+        while !bytes.is_empty() {
+            match rustix::io::write(peer, bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::INTR) => {}
+                // The console's thread finds out what is wrong.
+                Err(_) => break,
+            }
+        }
+        bytes
+    }
 }
 
 impl ConsoleWriter {
@@ -77,6 +100,10 @@ impl ConsoleWriter {
             return;
         }
         if self.0.policy == Policy::KeepLatest {
+            let bytes = state.write_through(bytes);
+            if bytes.is_empty() {
+                return;
+            }
             state.bytes.extend(bytes);
             let excess = state.bytes.len().saturating_sub(KEPT_BYTES_MAX);
             state.bytes.drain(..excess);
@@ -99,6 +126,11 @@ impl ConsoleWriter {
             rest = later;
             self.0.changed.notify_all();
         }
+    }
+
+    /// From now on `peer`, which does not block, gets the output.
+    pub(super) fn attach(&self, peer: Option<Arc<OwnedFd>>) {
+        self.lock().peer = peer;
     }
 
     /// Ends every wait in [`ConsoleWriter::write`], now and later; what is not written is lost.

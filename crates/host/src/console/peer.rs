@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ impl Peer {
         tcsetattr(&slave, OptionalActions::Now, &settings).map_err(&failed)?;
         rustix::io::ioctl_fionbio(&master, true).map_err(&failed)?;
         let place = PathBuf::from(name.to_string_lossy().into_owned());
+        let master = Arc::new(master);
+        writer.attach(Some(Arc::clone(&master)));
         let ends = Ends { listener: None, peer: Some(master), slave: Some(slave) };
         Ok((Peer::start(writer, ends, on_event)?, place))
     }
@@ -93,7 +96,7 @@ impl Drop for Peer {
 /// The thread's file descriptors.
 struct Ends {
     listener: Option<Listener>,
-    peer: Option<OwnedFd>,
+    peer: Option<Arc<OwnedFd>>,
     /// Held open only; see [`Peer::pty`].
     slave: Option<OwnedFd>,
 }
@@ -105,13 +108,13 @@ impl Ends {
             let Ok((new, input)) = self.wait(writer) else { return };
             writer.clear_wake();
             if new {
-                self.accept();
+                self.accept(writer);
             }
             if input && !self.read(&mut on_event) {
-                self.lose_peer();
+                self.lose_peer(writer);
             }
             if !self.write(writer) {
-                self.lose_peer();
+                self.lose_peer(writer);
             }
         }
     }
@@ -133,13 +136,15 @@ impl Ends {
         Ok((ready(listener), ready(peer)))
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, writer: &ConsoleWriter) {
         let Some(listener) = &self.listener else { return };
         let Ok((new, _)) = listener.socket().accept() else { return };
         if new.set_nonblocking(true).is_err() {
             return;
         }
-        if let Some(old) = self.peer.replace(new.into()) {
+        let new = Arc::new(OwnedFd::from(new));
+        writer.attach(Some(Arc::clone(&new)));
+        if let Some(old) = self.peer.replace(new) {
             let _ = rustix::io::write(&old, TAKEN_OVER);
         }
     }
@@ -172,8 +177,9 @@ impl Ends {
     }
 
     /// A socket's peer that is gone makes room for the next; a pseudo-terminal stays.
-    fn lose_peer(&mut self) {
+    fn lose_peer(&mut self, writer: &ConsoleWriter) {
         if self.slave.is_none() {
+            writer.attach(None);
             self.peer = None;
         }
     }
