@@ -18,6 +18,7 @@ pub mod kept;
 pub mod live;
 pub mod net;
 pub mod random;
+pub mod recordings;
 pub mod rsp;
 pub mod scratch;
 pub mod shell;

@@ -1,16 +1,21 @@
 //! A run with inputs at arbitrary points, recorded and replayed (L1, L2, L5).
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cpu::gpr;
 use cpu::{Cpu, Engine, Exit};
 use journal::{Entry, Input, What};
 use machine::Stop;
 use replay::{Divergence, Progress, Recorder, ReplayError, Replayer, Target};
-use travel::{Sandbox, Travel, first_difference};
+use travel::{Halt, Position, Sandbox, Stops, Travel, first_difference};
 use types::Gpa;
 use whole::{Captured, Ended, Guest};
 
 /// A log that outlives the recorder.
 #[derive(Clone, Default)]
-struct Shared(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+struct Shared(Arc<std::sync::Mutex<Vec<u8>>>);
 
 impl std::io::Write for Shared {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -218,4 +223,46 @@ fn defect_of_an_engine_is_noticed_at_the_next_check_and_found_at_its_instruction
     let mut other = traveller(&log, faulty(at));
     let found = first_difference(&mut sound, &mut other, &mut || ()).unwrap().unwrap();
     assert_eq!((found.at.branches, found.what.as_str()), (at - 1, "ram"), "{found:?}");
+}
+
+/// Where a search backwards from the end halts, so many times in a row.
+fn halts(travel: &mut Travel, stops: &Stops, count: usize) -> Vec<(Halt, Position)> {
+    travel.go_to_branch(u64::MAX).unwrap();
+    let mut halts = Vec::new();
+    for _ in 0..count {
+        let halt = travel.go_back(stops, &mut || false).unwrap();
+        halts.push((halt, travel.position()));
+    }
+    halts
+}
+
+#[test]
+#[ignore = "whole machine: cargo xtask test"]
+fn searches_on_all_cpus_find_what_one_finds() {
+    let (log, recorded) = record();
+    let mut alone = traveller(&log, engine("translate"));
+    let mut many = traveller(&log, engine("translate"));
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&made);
+    many.use_scouts(Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        Some(engine("translate"))
+    }));
+    let end = recorded.machine.branches();
+    let mut seen = BTreeSet::new();
+    for part in [1, 5, 20, 60, 95] {
+        alone.go_to_branch(end / 100 * part).unwrap();
+        let breakpoint = alone.linear_rip();
+        let rsp = alone.machine().vcpu().regs.gpr[gpr::RSP];
+        let breaks = Stops { breakpoints: vec![breakpoint], ..Stops::default() };
+        let watches = Stops { watches: vec![(rsp, 8)], ..Stops::default() };
+        for stops in [breaks, watches] {
+            let expected = halts(&mut alone, &stops, 3);
+            assert_eq!(halts(&mut many, &stops, 3), expected, "{part} % {stops:?}");
+            seen.extend(expected.iter().map(|(halt, _)| format!("{halt:?}")));
+        }
+    }
+    assert!(seen.contains("Breakpoint") && seen.contains("Touched(0)"), "{seen:?}");
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    assert!(made.load(Ordering::Relaxed) > 0 || cpus == 1, "nobody was sent");
 }

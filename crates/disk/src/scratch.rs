@@ -20,23 +20,36 @@ const ZEROES: u64 = u64::MAX;
 
 type Map = Arc<BTreeMap<u64, u64>>;
 
-/// A disk whose changes are forgotten; clones are the same disk.
+/// A disk whose changes are forgotten; clones are the same disk, forks are not.
 #[derive(Clone)]
 pub struct ScratchDisk {
-    inner: Arc<Mutex<Inner>>,
+    store: Arc<Mutex<Store>>,
+    view: Arc<Mutex<View>>,
     size: u64,
     read_only: bool,
 }
 
-struct Inner {
+/// What forks of a disk have in common.
+struct Store {
     /// Images below: the disk at several moments that others kept.
     bases: Vec<Box<dyn BlockBackend>>,
-    /// The one that `map` is over.
-    base: usize,
     changes: File,
     /// Blocks in `changes`.
     blocks: u64,
+}
+
+/// What a disk shows.
+#[derive(Clone)]
+struct View {
+    /// The base that `map` is over.
+    base: usize,
     map: Map,
+}
+
+/// Both, locked in this order.
+struct Inner<'a> {
+    view: MutexGuard<'a, View>,
+    store: MutexGuard<'a, Store>,
 }
 
 /// The contents of a [`ScratchDisk`] at one moment: what changed, over which of its bases.
@@ -62,14 +75,22 @@ impl ScratchDisk {
             source,
         })?;
         let size = base.size();
-        let inner = Inner { bases: vec![base], base: 0, changes, blocks: 0, map: Map::default() };
-        Ok(ScratchDisk { inner: Arc::new(Mutex::new(inner)), size, read_only })
+        let store = Store { bases: vec![base], changes, blocks: 0 };
+        let view = View { base: 0, map: Map::default() };
+        let (store, view) = (Arc::new(Mutex::new(store)), Arc::new(Mutex::new(view)));
+        Ok(ScratchDisk { store, view, size, read_only })
+    }
+
+    /// Another disk that is what this one is now. Moments of either are moments of both.
+    pub fn fork(&self) -> ScratchDisk {
+        let view = self.lock().view.clone();
+        ScratchDisk { view: Arc::new(Mutex::new(view)), ..self.clone() }
     }
 
     /// The disk as it is now.
     pub fn moment(&self) -> ScratchMoment {
         let inner = self.lock();
-        ScratchMoment(Arc::clone(&inner.map), inner.base)
+        ScratchMoment(Arc::clone(&inner.view.map), inner.view.base)
     }
 
     /// The disk becomes `base`, which has as many bytes: it as it was at another moment. What was
@@ -80,22 +101,25 @@ impl ScratchDisk {
     pub fn put_over(&self, base: Box<dyn BlockBackend>) {
         assert_eq!(base.size(), self.size);
         let mut inner = self.lock();
-        inner.bases.push(base);
-        (inner.base, inner.map) = (inner.bases.len() - 1, Map::default());
+        inner.store.bases.push(base);
+        *inner.view = View { base: inner.store.bases.len() - 1, map: Map::default() };
     }
 
     /// The disk becomes what it was at `moment`, which is one of its own.
     pub fn go_to(&self, moment: &ScratchMoment) {
         let mut inner = self.lock();
-        (inner.map, inner.base) = (Arc::clone(&moment.0), moment.1);
+        *inner.view = View { base: moment.1, map: Arc::clone(&moment.0) };
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> Inner<'_> {
         // A panic leaves at worst a block that nobody knows of.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        Inner {
+            view: self.view.lock().unwrap_or_else(PoisonError::into_inner),
+            store: self.store.lock().unwrap_or_else(PoisonError::into_inner),
+        }
     }
 
-    fn change(&self, offset: u64, len: u64) -> Result<MutexGuard<'_, Inner>, DiskError> {
+    fn change(&self, offset: u64, len: u64) -> Result<Inner<'_>, DiskError> {
         if self.read_only {
             return Err(DiskError::ReadOnly { path: "scratch".into() });
         }
@@ -126,17 +150,17 @@ fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64, u64)> {
     })
 }
 
-impl Inner {
+impl Inner<'_> {
     /// Reads within one block.
     fn read(&mut self, block: u64, at: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        match self.map.get(&block) {
-            None => self.bases[self.base].read_at(block * BLOCK + at, into),
+        match self.view.map.get(&block) {
+            None => self.store.bases[self.view.base].read_at(block * BLOCK + at, into),
             Some(&ZEROES) => {
                 into.fill(0);
                 Ok(())
             }
             Some(&place) => {
-                self.changes.read_exact_at(into, place * BLOCK + at).map_err(failed("read"))
+                self.store.changes.read_exact_at(into, place * BLOCK + at).map_err(failed("read"))
             }
         }
     }
@@ -149,16 +173,17 @@ impl Inner {
             self.read(block, 0, &mut whole[..there])?;
         }
         whole[at as usize..at as usize + data.len()].copy_from_slice(data);
-        self.changes.write_all_at(&whole, self.blocks * BLOCK).map_err(failed("write"))?;
-        Arc::make_mut(&mut self.map).insert(block, self.blocks);
-        self.blocks += 1;
+        let place = self.store.blocks;
+        self.store.changes.write_all_at(&whole, place * BLOCK).map_err(failed("write"))?;
+        Arc::make_mut(&mut self.view.map).insert(block, place);
+        self.store.blocks += 1;
         Ok(())
     }
 
     fn zero(&mut self, offset: u64, len: u64, size: u64) -> Result<(), DiskError> {
         for (block, at, step, _) in pieces(offset, len) {
             if step == BLOCK {
-                Arc::make_mut(&mut self.map).insert(block, ZEROES);
+                Arc::make_mut(&mut self.view.map).insert(block, ZEROES);
             } else {
                 self.write(block, at, &[0; BLOCK as usize][..step as usize], size)?;
             }
@@ -190,9 +215,9 @@ impl BlockBackend for ScratchDisk {
         let len = buffer.len() as u64;
         check_range(offset, len, self.size)?;
         let mut inner = self.lock();
-        if inner.map.is_empty() {
-            let base = inner.base;
-            return inner.bases[base].read_at(offset, buffer);
+        if inner.view.map.is_empty() {
+            let base = inner.view.base;
+            return inner.store.bases[base].read_at(offset, buffer);
         }
         for (block, at, step, done) in pieces(offset, len) {
             inner.read(block, at, &mut buffer[done as usize..(done + step) as usize])?;
@@ -285,6 +310,21 @@ mod tests {
             assert_eq!(&contents(&mut disk), expected);
         }
         assert!(disk.write_at(3 * 4096, &[0; 1024]).is_err());
+    }
+
+    #[test]
+    fn fork_and_original_go_their_own_ways_and_know_each_others_moments() {
+        let mut disk = ScratchDisk::new(Box::new(Ones), &std::env::temp_dir(), false).unwrap();
+        disk.write_at(0, &[2; 512]).unwrap();
+        let mut fork = disk.fork();
+        fork.write_at(0, &[3; 512]).unwrap();
+        disk.write_at(4096, &[4; 512]).unwrap();
+        let moment = disk.moment();
+        disk.write_at(4096, &[5; 512]).unwrap();
+        let firsts = |disk: &mut ScratchDisk| [0, 4096].map(|at| contents(disk)[at]);
+        assert_eq!((firsts(&mut disk), firsts(&mut fork)), ([2, 5], [3, 1]));
+        fork.go_to(&moment);
+        assert_eq!((firsts(&mut disk), firsts(&mut fork)), ([2, 5], [2, 4]));
     }
 
     #[test]

@@ -63,9 +63,10 @@ impl Tally {
 
     fn named(&self) -> Vec<(String, u64)> {
         let name = |m: u16| Mnemonic::try_from(usize::from(m)).map(|m| format!("{m:?}"));
-        let named = self.seen.iter().filter_map(|&m| {
-            Some((name(m).ok()?.to_lowercase(), self.counts[usize::from(m)]))
-        });
+        let named = self
+            .seen
+            .iter()
+            .filter_map(|&m| Some((name(m).ok()?.to_lowercase(), self.counts[usize::from(m)])));
         named.collect()
     }
 }

@@ -49,7 +49,7 @@ impl Travel {
     pub(crate) fn bring_near(&mut self, target: Position) -> Result<(), TravelError> {
         let here = self.position();
         loop {
-            let nearest = self.history.before(target);
+            let nearest = self.history().before(target);
             let nearest = if here <= target { nearest.max(here) } else { nearest };
             let last = self.far.iter().rposition(|far| far.at <= target && far.at > nearest);
             let Some(last) = last else { return Ok(()) };
@@ -72,7 +72,8 @@ impl Travel {
     }
 
     fn arrive(&mut self, far: &Far, arrival: Arrival) -> Result<(), TravelError> {
-        self.go_to_checkpoint(self.history.before(far.at))?;
+        let before = self.history().before(far.at);
+        self.go_to_checkpoint(before)?;
         let (mut now, mut then) = ([0; 4096], [0; 4096]);
         for page in 0..self.machine.pages() {
             self.machine.page(page, &mut now);
@@ -86,7 +87,9 @@ impl Travel {
         if self.position() != far.at {
             return Err(TravelError::NoSuchPoint);
         }
-        self.history.take_jumped(&mut self.machine, &self.sandbox, far.entry);
+        self.change_history(|history, stand, machine, sandbox| {
+            history.take_jumped(stand, machine, sandbox, far.entry);
+        });
         self.go_to_checkpoint(far.at)
     }
 }

@@ -68,37 +68,53 @@ fn union(one: &Granules, other: &Granules) -> Granules {
     Arc::new(all.into_iter().collect())
 }
 
-/// All checkpoints, and which of them RAM comes from.
+/// All checkpoints.
 pub(crate) struct History {
     checkpoints: BTreeMap<Position, Checkpoint>,
     pages: Pages,
-    /// RAM is what it was at this checkpoint, but for pages written in `epoch` or after.
+    sparse_ns: u64,
+}
+
+/// Which checkpoint a machine comes from.
+pub(crate) struct Stand {
+    /// RAM is what it was at this checkpoint, if that is still there, but for pages written in
+    /// `epoch` or after.
     from: Position,
     epoch: Epoch,
-    sparse_ns: u64,
     /// The engine's work since all code was forgotten, ns; `None` after a jump.
     code_ns: Option<u64>,
 }
 
+impl Stand {
+    /// Of a new machine, which comes from none.
+    pub fn nowhere(machine: &mut Machine) -> Stand {
+        let from = Position { branches: u64::MAX, rip: u64::MAX, iterations: u64::MAX };
+        Stand { from, epoch: machine.begin_epoch(), code_ns: None }
+    }
+
+    /// What is decoded on the way ahead is to be told from what was decoded long ago.
+    fn forget_code_if_due(&mut self, machine: &mut Machine, cost_ns: u64) {
+        let spent = self.code_ns.map(|spent| spent + cost_ns).filter(|spent| *spent < CODE_NS);
+        if spent.is_none() {
+            machine.forget_code();
+        }
+        self.code_ns = Some(spent.unwrap_or(0));
+    }
+}
+
 impl History {
     /// Begins with the machine as it is, at the beginning of its recording.
-    pub fn begin(machine: &mut Machine, sandbox: &Sandbox) -> History {
+    pub fn begin(machine: &mut Machine, sandbox: &Sandbox) -> (History, Stand) {
         let from = Position::of(machine);
-        let epoch = machine.begin_epoch();
-        let mut history = History {
-            checkpoints: BTreeMap::new(),
-            pages: Pages::default(),
-            from,
-            epoch,
-            sparse_ns: SPARSE_NS,
-            code_ns: Some(0),
-        };
+        let stand = Stand { from, epoch: machine.begin_epoch(), code_ns: Some(0) };
+        let (checkpoints, pages) = (BTreeMap::new(), Pages::default());
+        let mut history = History { checkpoints, pages, sparse_ns: SPARSE_NS };
         machine.forget_code();
         for page in 0..machine.pages() {
             history.pages.keep(page, from, None, &content(machine, page));
         }
         history.insert(machine, sandbox, 0, 0, BTreeSet::new());
-        history
+        (history, stand)
     }
 
     fn insert(
@@ -122,52 +138,57 @@ impl History {
 
     /// Takes a checkpoint where the machine is, which came here in `cost_ns` from the checkpoint
     /// it was at last.
-    pub fn take(&mut self, machine: &mut Machine, sandbox: &Sandbox, entry: u64, cost_ns: u64) {
+    pub fn take(
+        &mut self,
+        stand: &mut Stand,
+        machine: &mut Machine,
+        sandbox: &Sandbox,
+        entry: u64,
+        cost_ns: u64,
+    ) {
         let here = Position::of(machine);
         if self.checkpoints.contains_key(&here) {
             return;
         }
-        let written: BTreeSet<u32> = machine.pages_written_since(self.epoch).collect();
-        let executed: Vec<u32> = machine.pages_executed_since(self.epoch).collect();
-        let decoded = self.code_ns.map(|_| Arc::new(machine.decoded().collect()));
+        let written: BTreeSet<u32> = machine.pages_written_since(stand.epoch).collect();
+        let executed: Vec<u32> = machine.pages_executed_since(stand.epoch).collect();
+        let decoded = stand.code_ns.map(|_| Arc::new(machine.decoded().collect()));
         // Of a way whose end was known before, all is known already.
-        let is_new = self.next(self.from).is_none();
-        if let Some(way) = self.checkpoints.get_mut(&self.from).and_then(|it| it.way.as_mut()) {
+        let is_new = self.next(stand.from).is_none();
+        if let Some(way) = self.checkpoints.get_mut(&stand.from).and_then(|it| it.way.as_mut()) {
             way.executed.extend(executed);
             way.written.extend(&written);
             if is_new {
                 way.decoded = decoded;
             }
         }
-        self.keep(machine, sandbox, entry, cost_ns, written);
+        self.keep(stand, machine, sandbox, entry, cost_ns, written);
         if is_new {
-            self.forget_code_if_due(machine, cost_ns);
+            stand.forget_code_if_due(machine, cost_ns);
         }
         self.thin(here);
     }
 
-    /// What is decoded on the way ahead is to be told from what was decoded long ago.
-    fn forget_code_if_due(&mut self, machine: &mut Machine, cost_ns: u64) {
-        let spent = self.code_ns.map(|spent| spent + cost_ns).filter(|spent| *spent < CODE_NS);
-        if spent.is_none() {
-            machine.forget_code();
-        }
-        self.code_ns = Some(spent.unwrap_or(0));
-    }
-
     /// Takes a checkpoint where the machine is, which was put there from the checkpoint before it
     /// without running the way.
-    pub fn take_jumped(&mut self, machine: &mut Machine, sandbox: &Sandbox, entry: u64) {
-        if let Some(from) = self.checkpoints.get_mut(&self.from) {
+    pub fn take_jumped(
+        &mut self,
+        stand: &mut Stand,
+        machine: &mut Machine,
+        sandbox: &Sandbox,
+        entry: u64,
+    ) {
+        if let Some(from) = self.checkpoints.get_mut(&stand.from) {
             from.way = None;
         }
-        let written = machine.pages_written_since(self.epoch).collect();
-        self.keep(machine, sandbox, entry, SPARSE_NS, written);
+        let written = machine.pages_written_since(stand.epoch).collect();
+        self.keep(stand, machine, sandbox, entry, SPARSE_NS, written);
     }
 
     /// Keeps the machine, in which `written` may differ from the checkpoint it was at last.
     fn keep(
         &mut self,
+        stand: &mut Stand,
         machine: &mut Machine,
         sandbox: &Sandbox,
         entry: u64,
@@ -191,10 +212,10 @@ impl History {
             next.cost_ns = next.cost_ns.saturating_sub(cost_ns);
             next.changed.extend(changed_back);
             // What lay between is known of both parts together only.
-            let way = self.checkpoints[&self.from].way.clone();
+            let way = self.checkpoints[&stand.from].way.clone();
             self.checkpoints.get_mut(&here).expect("just made").way = way;
         }
-        (self.from, self.epoch) = (here, machine.begin_epoch());
+        (stand.from, stand.epoch) = (here, machine.begin_epoch());
     }
 
     fn after(&mut self, at: Position) -> Option<(Position, &mut Checkpoint)> {
@@ -217,15 +238,15 @@ impl History {
             old = old.split_off(old.len().saturating_sub(4));
         }
         for at in old {
-            self.forget_if_near(at);
+            self.forget_if_near(at, here);
         }
     }
 
-    fn forget_if_near(&mut self, at: Position) {
+    fn forget_if_near(&mut self, at: Position, here: Position) {
         let cost_ns = self.checkpoints[&at].cost_ns;
-        let (from, sparse_ns) = (self.from, self.sparse_ns);
+        let sparse_ns = self.sparse_ns;
         let Some((next_at, next)) = self.after(at) else { return };
-        if at == from || next.cost_ns + cost_ns > sparse_ns {
+        if at == here || next.cost_ns + cost_ns > sparse_ns {
             return;
         }
         let gone = self.checkpoints.remove(&at).expect("it was there");
@@ -290,16 +311,21 @@ impl History {
 
     /// The machine becomes what it was at the checkpoint at `at`; the number of the next entry.
     pub fn go_to(
-        &mut self,
+        &self,
+        stand: &mut Stand,
         at: Position,
         machine: &mut Machine,
         sandbox: &mut Sandbox,
     ) -> Result<u64, TravelError> {
-        let mut pages: BTreeSet<u32> = machine.pages_written_since(self.epoch).collect();
-        let (low, high) = (self.from.min(at), self.from.max(at));
-        let between = (Bound::Excluded(low), Bound::Included(high));
-        for checkpoint in self.checkpoints.range(between).map(|(_, checkpoint)| checkpoint) {
-            pages.extend(&checkpoint.changed);
+        let mut pages: BTreeSet<u32> = machine.pages_written_since(stand.epoch).collect();
+        if self.checkpoints.contains_key(&stand.from) {
+            let (low, high) = (stand.from.min(at), stand.from.max(at));
+            let between = (Bound::Excluded(low), Bound::Included(high));
+            for checkpoint in self.checkpoints.range(between).map(|(_, checkpoint)| checkpoint) {
+                pages.extend(&checkpoint.changed);
+            }
+        } else {
+            pages.extend(self.pages.numbers());
         }
         for page in pages {
             let now = content(machine, page);
@@ -311,7 +337,7 @@ impl History {
         let checkpoint = &self.checkpoints[&at];
         machine.restore(checkpoint.sections.clone())?;
         sandbox.go_to(&checkpoint.moment);
-        (self.from, self.epoch, self.code_ns) = (at, machine.begin_epoch(), None);
+        *stand = Stand { from: at, epoch: machine.begin_epoch(), code_ns: None };
         Ok(checkpoint.entry)
     }
 }
@@ -353,20 +379,20 @@ mod tests {
     #[test]
     fn page_that_changed_back_is_right_at_every_checkpoint_whenever_they_were_taken() {
         let (mut machine, mut sandbox) = (machine(), Sandbox::new(Vec::new()));
-        let mut history = History::begin(&mut machine, &sandbox);
+        let (mut history, mut stand) = History::begin(&mut machine, &sandbox);
         let start = history.first();
         machine.reset();
         machine.reset();
         let end = Position::of(&machine);
-        history.take(&mut machine, &sandbox, 2, 1);
+        history.take(&mut stand, &mut machine, &sandbox, 2, 1);
         // Once more, with a look in the middle, where the page is another.
-        history.go_to(start, &mut machine, &mut sandbox).unwrap();
+        history.go_to(&mut stand, start, &mut machine, &mut sandbox).unwrap();
         machine.reset();
         machine.put_page(PAGE, &[9; 4096]);
         let middle = Position::of(&machine);
-        history.take(&mut machine, &sandbox, 1, 1);
+        history.take(&mut stand, &mut machine, &sandbox, 1, 1);
         for (at, byte) in [(end, 0), (middle, 9), (start, 0), (middle, 9), (end, 0)] {
-            history.go_to(at, &mut machine, &mut sandbox).unwrap();
+            history.go_to(&mut stand, at, &mut machine, &mut sandbox).unwrap();
             assert_eq!(first_byte(&machine), byte, "{at:?}");
         }
     }
@@ -374,12 +400,12 @@ mod tests {
     #[test]
     fn way_on_which_a_page_changed_and_changed_back_is_worth_a_look() {
         let (mut machine, sandbox) = (machine(), Sandbox::new(Vec::new()));
-        let mut history = History::begin(&mut machine, &sandbox);
+        let (mut history, mut stand) = History::begin(&mut machine, &sandbox);
         let start = history.first();
         machine.put_page(PAGE, &[9; 4096]);
         machine.put_page(PAGE, &[0; 4096]);
         machine.reset();
-        history.take(&mut machine, &sandbox, 1, 1);
+        history.take(&mut stand, &mut machine, &sandbox, 1, 1);
         assert!(history.may_meet(start, &[], &[PAGE]));
         assert!(!history.may_meet(start, &[], &[PAGE + 1]));
     }
@@ -387,10 +413,10 @@ mod tests {
     #[test]
     fn way_that_was_not_run_is_worth_a_look() {
         let (mut machine, sandbox) = (machine(), Sandbox::new(Vec::new()));
-        let mut history = History::begin(&mut machine, &sandbox);
+        let (mut history, mut stand) = History::begin(&mut machine, &sandbox);
         let start = history.first();
         machine.reset();
-        history.take_jumped(&mut machine, &sandbox, 1);
+        history.take_jumped(&mut stand, &mut machine, &sandbox, 1);
         assert!(history.may_meet(start, &[(3, 1)], &[]) && history.may_meet(start, &[], &[3]));
     }
 }

@@ -4,6 +4,7 @@
 //!   Travel  where to go, what to stop at          travel, search
 //!     |-- History   checkpoints in memory         history, pages
 //!     |-- Far       checkpoints kept by others    far
+//!     |-- Scouts    others that search too        scouts
 //!     |-- Sandbox   disks and consoles            sandbox
 //!     '-- Replayer  what comes in where           crate `replay`
 //! ```
@@ -20,6 +21,7 @@ mod history;
 mod look;
 mod pages;
 mod sandbox;
+mod scouts;
 mod search;
 mod travel;
 mod watched;
@@ -28,6 +30,7 @@ pub use compare::{Difference, first_difference};
 pub use far::{Arrival, Far};
 pub use look::{NotMapped, linear_rip, read_memory};
 pub use sandbox::Sandbox;
+pub use scouts::Engines;
 pub use search::{Stops, Touch};
 pub use travel::{Halt, More, Position, Reboot, Travel, TravelError};
 pub use watched::{Piece, Watched};

@@ -20,6 +20,11 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
+    /// Pages that were ever anything but zeroes.
+    pub fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.versions.keys().copied()
+    }
+
     /// Contents of `page` as of the checkpoint at `at`; `None` are zeroes, as are pages never
     /// heard of.
     pub fn content(&self, page: u32, at: Position) -> Option<&Arc<Page>> {

@@ -42,6 +42,12 @@ impl Sandbox {
         Sandbox { disks, state: State::default(), traced: None }
     }
 
+    /// Another outside, with disks of its own that are what these are now.
+    pub(crate) fn fork(&self) -> Sandbox {
+        let disks = self.disks.iter().map(ScratchDisk::fork).collect();
+        Sandbox { disks, state: self.state.clone(), traced: None }
+    }
+
     /// What a machine from a checkpoint waits for: requests to be done again, results of reads.
     pub fn resume(&mut self, requests: Vec<(u32, DiskRequest)>, reads: Vec<(u32, DiskCompletion)>) {
         self.state.done = reads.into_iter().map(|(disk, read)| ((disk, read.id), read)).collect();

@@ -14,6 +14,13 @@ use crate::look;
 use crate::travel::{Halt, Position, Travel, TravelError};
 use crate::watched::{Piece, Watched};
 
+/// From a checkpoint to the next, or to a position before that.
+pub(crate) type Interval = (Position, Position);
+
+/// What tells of an interval that it need not be run: RAM pages of breakpoints, with a bit for the
+/// 64 bytes each is in, and RAM pages of watched bytes.
+type Filter = (Vec<(u32, u64)>, Vec<u32>);
+
 /// No instruction is longer, bytes.
 const INSTRUCTION_SIZE_MAX: u64 = 15;
 
@@ -132,17 +139,11 @@ impl Travel {
         let executed = self.granules_of(&stops.breakpoints);
         let filter = executed.zip(watched.written());
         let mut end = origin;
-        while end > self.history.first() {
-            // Short intervals are run through sooner, and begin where the last one ended.
-            if let Some(far) = self.far.iter().rfind(|far| far.at < end).map(|far| far.at) {
-                self.go_to_checkpoint(self.checkpoint_before(end))?;
-                self.bring_near(far)?;
-            }
-            let start = self.checkpoint_before(end);
-            let worth = filter
-                .as_ref()
-                .is_none_or(|(executed, written)| self.history.may_meet(start, executed, written));
-            if worth && let Some((at, halt)) = self.last_in(start, end, stops, &mut watched)? {
+        // What happened last happened lately more often than not: that is looked at alone.
+        let mut most = 1;
+        while end > self.history().first() {
+            let (intervals, reached) = self.intervals_before(end, most, &filter)?;
+            if let Some((at, halt)) = self.last_of(&intervals, stops, &mut watched)? {
                 self.go_to(at)?;
                 if halt != Halt::Breakpoint {
                     self.step_back()?;
@@ -153,15 +154,52 @@ impl Travel {
                 self.go_to(end)?;
                 return Ok(Halt::Interrupted);
             }
-            end = start;
+            end = reached;
+            if !intervals.is_empty() {
+                most = 1 + self.scouts.most();
+            }
         }
         self.go_to_start()?;
         Ok(Halt::Start)
     }
 
+    /// The last intervals between checkpoints before `end`, the last one first, in which something
+    /// may have happened: `most` of them at most, and at least a look at one. How far back that is.
+    fn intervals_before(
+        &mut self,
+        end: Position,
+        most: usize,
+        filter: &Option<Filter>,
+    ) -> Result<(Vec<Interval>, Position), TravelError> {
+        let (mut intervals, mut reached) = (Vec::new(), end);
+        while intervals.len() < most && reached > self.history().first() {
+            // Short intervals are run through sooner, and begin where the last one ended.
+            if let Some(far) = self.far.iter().rfind(|far| far.at < reached).map(|far| far.at) {
+                if !intervals.is_empty() {
+                    break;
+                }
+                self.go_to_checkpoint(self.checkpoint_before(reached))?;
+                self.bring_near(far)?;
+            }
+            let start = self.checkpoint_before(reached);
+            let worth = filter.as_ref().is_none_or(|(executed, written)| {
+                self.history().may_meet(start, executed, written)
+            });
+            if worth {
+                intervals.push((start, reached));
+            }
+            reached = start;
+            if !worth && intervals.is_empty() {
+                break;
+            }
+        }
+        Ok((intervals, reached))
+    }
+
     fn checkpoint_before(&self, end: Position) -> Position {
-        let at = self.history.before(end);
-        if at < end { at } else { self.history.strictly_before(end) }
+        let history = self.history();
+        let at = history.before(end);
+        if at < end { at } else { history.strictly_before(end) }
     }
 
     /// RAM pages of breakpoints in the kernel, whose mapping is the same at all times, with a bit
@@ -179,11 +217,11 @@ impl Travel {
         breakpoints.iter().map(granules).collect()
     }
 
-    /// The last thing of `stops` from the checkpoint at `start` up to, not including, `end`.
-    fn last_in(
+    /// The last thing of `stops` from the checkpoint that an interval begins with up to, not
+    /// including, its end.
+    pub(crate) fn last_in(
         &mut self,
-        start: Position,
-        end: Position,
+        (start, end): Interval,
         stops: &Stops,
         watched: &mut Watched,
     ) -> Result<Option<(Position, Halt)>, TravelError> {

@@ -1,7 +1,7 @@
 //! The traveller: a machine, the log it follows, and how it comes to a point.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use cpu::Engine;
@@ -13,9 +13,10 @@ use saved::RestoreError;
 use types::{ExecutionPoint, VirtualTime};
 
 use crate::far::Far;
-use crate::history::History;
+use crate::history::{History, Stand};
 use crate::look::{self, NotMapped};
 use crate::sandbox::Sandbox;
+use crate::scouts::Scouts;
 
 /// Branches run at a time: between two looks at the clock and at who interrupts.
 const STRETCH_BRANCHES: u64 = 1_000_000;
@@ -111,12 +112,17 @@ pub struct Travel {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) sandbox: Sandbox,
     pub(crate) replayer: Replayer,
-    entries: Arc<[Entry]>,
+    pub(crate) entries: Arc<[Entry]>,
     more: Option<More>,
-    pub(crate) history: History,
+    /// Scouts have it in common with the traveller that sent them.
+    history: Arc<RwLock<History>>,
+    pub(crate) stand: Stand,
     /// In order.
     pub(crate) far: Vec<Far>,
-    reboot: Reboot,
+    pub(crate) scouts: Scouts,
+    /// Whether checkpoints are taken on the way.
+    pub(crate) takes: bool,
+    reboot: Arc<Mutex<Reboot>>,
     no_reboot: bool,
     /// What the engine stops at.
     pub(crate) breakpoints: Vec<u64>,
@@ -170,7 +176,7 @@ impl Travel {
         no_reboot: bool,
     ) -> Result<Travel, TravelError> {
         let entries: Arc<[Entry]> = entries.into();
-        let history = History::begin(&mut machine, &sandbox);
+        let (history, stand) = History::begin(&mut machine, &sandbox);
         Ok(Travel {
             replayer: replayer(&entries, 0)?,
             machine,
@@ -178,9 +184,12 @@ impl Travel {
             sandbox,
             entries,
             more: None,
-            history,
+            history: Arc::new(RwLock::new(history)),
+            stand,
             far: Vec::new(),
-            reboot,
+            scouts: Scouts::default(),
+            takes: true,
+            reboot: Arc::new(Mutex::new(reboot)),
             no_reboot,
             breakpoints: Vec::new(),
             cost_ns: 0,
@@ -188,6 +197,47 @@ impl Travel {
             patience: None,
             until: None,
         })
+    }
+
+    /// A machine of its own, at no point yet, that goes to points of the same recording by the same
+    /// checkpoints.
+    pub(crate) fn scout(&self, engine: Box<dyn Engine>) -> Result<Travel, TravelError> {
+        let machine = Machine::new(self.machine.spec().clone());
+        let mut machine = machine.map_err(|error| TravelError::Reboot(error.to_string()))?;
+        Ok(Travel {
+            replayer: replayer(&self.entries, 0)?,
+            stand: Stand::nowhere(&mut machine),
+            machine,
+            engine,
+            sandbox: self.sandbox.fork(),
+            entries: Arc::clone(&self.entries),
+            more: None,
+            history: Arc::clone(&self.history),
+            far: Vec::new(),
+            scouts: Scouts::default(),
+            takes: false,
+            reboot: Arc::clone(&self.reboot),
+            no_reboot: self.no_reboot,
+            breakpoints: Vec::new(),
+            cost_ns: 0,
+            at_end: false,
+            patience: None,
+            until: None,
+        })
+    }
+
+    pub(crate) fn history(&self) -> RwLockReadGuard<'_, History> {
+        self.history.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the history where the machine is.
+    pub(crate) fn change_history(
+        &mut self,
+        change: impl FnOnce(&mut History, &mut Stand, &mut Machine, &Sandbox),
+    ) {
+        let mut history: RwLockWriteGuard<'_, History> =
+            self.history.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut history, &mut self.stand, &mut self.machine, &self.sandbox);
     }
 
     /// Where the log has no end yet, `more` tells what has become of it.
@@ -264,7 +314,7 @@ impl Travel {
 
     /// Checkpoints in memory, and bytes of pages in them.
     pub fn checkpoints(&self) -> (usize, usize) {
-        self.history.size()
+        self.history().size()
     }
 
     /// Copies guest memory at virtual address `gva`, by the page tables that `cr3` leads to, or
@@ -294,7 +344,7 @@ impl Travel {
     pub fn go_to(&mut self, target: Position) -> Result<(), TravelError> {
         self.bring_near(target)?;
         let here = self.position();
-        let nearest = self.history.before(target);
+        let nearest = self.history().before(target);
         if here > target || nearest > here {
             self.go_to_checkpoint(nearest)?;
         }
@@ -316,7 +366,8 @@ impl Travel {
     /// # Errors
     /// As all journeys.
     pub fn go_to_start(&mut self) -> Result<(), TravelError> {
-        self.go_to_checkpoint(self.history.first())
+        let first = self.history().first();
+        self.go_to_checkpoint(first)
     }
 
     /// Goes to the first place at branch count `branches`, or to the end.
@@ -372,7 +423,7 @@ impl Travel {
     /// Goes back to a checkpoint at `target` or before, unless the machine is between the two.
     fn go_before(&mut self, target: Position) -> Result<(), TravelError> {
         self.bring_near(target)?;
-        let (here, nearest) = (self.position(), self.history.before(target));
+        let (here, nearest) = (self.position(), self.history().before(target));
         if here > target || nearest > here {
             self.go_to_checkpoint(nearest)?;
         }
@@ -380,7 +431,10 @@ impl Travel {
     }
 
     pub(crate) fn go_to_checkpoint(&mut self, at: Position) -> Result<(), TravelError> {
-        let number = self.history.go_to(at, &mut self.machine, &mut self.sandbox)?;
+        let history = self.history.read().unwrap_or_else(PoisonError::into_inner);
+        let (machine, sandbox) = (&mut self.machine, &mut self.sandbox);
+        let number = history.go_to(&mut self.stand, at, machine, sandbox)?;
+        drop(history);
         self.replayer = replayer(&self.entries, number)?;
         self.replayer.set_breakpoints(&self.breakpoints);
         (self.cost_ns, self.at_end) = (0, false);
@@ -438,7 +492,8 @@ impl Travel {
     fn power(&mut self, progress: Progress) -> Result<Option<Halt>, TravelError> {
         if progress == Progress::Power(PowerEvent::Reset) && !self.no_reboot {
             self.machine.reset();
-            (self.reboot)(&mut self.machine).map_err(TravelError::Reboot)?;
+            let mut reboot = self.reboot.lock().unwrap_or_else(PoisonError::into_inner);
+            reboot(&mut self.machine).map_err(TravelError::Reboot)?;
             return Ok(None);
         }
         self.at_end = true;
@@ -446,14 +501,17 @@ impl Travel {
     }
 
     fn take_checkpoint_if_due(&mut self) {
-        if self.cost_ns >= CHECKPOINT_NS {
+        if self.takes && self.cost_ns >= CHECKPOINT_NS {
             self.take_checkpoint();
         }
     }
 
     pub(crate) fn take_checkpoint(&mut self) {
         let number = self.entry_number();
-        self.history.take(&mut self.machine, &self.sandbox, number, self.cost_ns);
+        let cost_ns = self.cost_ns;
+        self.change_history(|history, stand, machine, sandbox| {
+            history.take(stand, machine, sandbox, number, cost_ns);
+        });
         self.cost_ns = 0;
     }
 
@@ -485,7 +543,7 @@ impl Travel {
     /// As all journeys.
     pub fn step_back(&mut self) -> Result<Halt, TravelError> {
         let here = self.position();
-        if here <= self.history.first() {
+        if here <= self.history().first() {
             return Ok(Halt::Start);
         }
         // The instruction before is the branch that led to this count, or comes after it.

@@ -12,6 +12,7 @@ use crate::travel::Halt;
 pub type Piece = (RamOffset, u64, WatchKind);
 
 /// Watched bytes, found in RAM.
+#[derive(Clone)]
 pub struct Watched {
     pieces: Vec<Piece>,
     /// What a piece belongs to.

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use crate::api::{ErrorReply, StateReply, StopRequest};
 use crate::{
     CheckpointRequest, CheckpointStatus, DebugReply, DebugRequest, Metrics, RecordRequest,
-    RecordStatus, State, VmInfo,
+    RecordStatus, SaveRecordingRequest, State, VmInfo,
 };
 
 /// How long a VM may take to answer.
@@ -126,13 +126,12 @@ impl<'a> Client<'a> {
         self.call(Method::DELETE, "/vm/checkpoint", String::new())
     }
 
-    /// Starts a recording into `folder`, absolute; the checkpoint it begins with.
+    /// Starts a recording; the checkpoint it begins with.
     ///
     /// # Errors
     /// See [`Client::inspect`].
-    pub fn record(&self, folder: &Path) -> Result<CheckpointStatus, ClientError> {
-        let request = RecordRequest { folder: folder.into() };
-        let body = serde_json::to_string(&request).unwrap_or_default();
+    pub fn record(&self, request: &RecordRequest) -> Result<CheckpointStatus, ClientError> {
+        let body = serde_json::to_string(request).unwrap_or_default();
         self.call(Method::PUT, "/vm/record", body)
     }
 
@@ -141,7 +140,7 @@ impl<'a> Client<'a> {
     /// # Errors
     /// See [`Client::inspect`].
     pub fn save_recording(&self, folder: &Path) -> Result<CheckpointStatus, ClientError> {
-        let request = RecordRequest { folder: folder.into() };
+        let request = SaveRecordingRequest { folder: folder.into() };
         let body = serde_json::to_string(&request).unwrap_or_default();
         self.call(Method::PUT, "/vm/save-recording", body)
     }

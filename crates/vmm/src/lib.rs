@@ -44,7 +44,7 @@ pub use end::{End, Status as ExitStatus};
 pub use error::VmError;
 pub use keeping::{
     CheckpointRequest, CheckpointStatus, Compression, Phase, RecordRequest, RecordStatus,
-    free_ports, restored_spec, state_dir,
+    SaveRecordingRequest, free_ports, restored_spec, state_dir,
 };
 pub use lifecycle::State;
 pub use name::{NAME_LEN_MAX, check_name};

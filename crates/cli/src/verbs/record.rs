@@ -1,14 +1,17 @@
 //! `doppel record`.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueHint};
-use vmm::CheckpointStatus;
 use vmm::client::Client;
+use vmm::{CheckpointStatus, RecordRequest};
 
 use super::checkpoint::follow;
 use super::{client_fail, find, print, print_json};
 use crate::fail::Fail;
+use crate::values;
 
 /// Record a running VM from now on, or end its recording.
 ///
@@ -19,6 +22,7 @@ use crate::fail::Fail;
 ///
 /// Examples:
 ///   doppel record web DIR
+///   doppel record web DIR --checkpoint-every 10s
 ///   doppel record --stop web
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
@@ -31,6 +35,10 @@ pub struct Record {
     /// End the recording in good order; the VM goes on.
     #[arg(long, conflicts_with = "dir")]
     stop: bool,
+    /// Take checkpoints along the way, so that the middle is entered at once: one each 10s, 1min,
+    /// ... The first 64 come so often, later ones ever more rarely.
+    #[arg(long, value_name = "TIME", value_parser = values::interval, requires = "dir")]
+    checkpoint_every: Option<Duration>,
     /// As JSON: how the checkpoint went, or with --stop what was recorded.
     #[arg(long)]
     json: bool,
@@ -51,7 +59,12 @@ impl Record {
     fn start(&self, client: &Client<'_>, dir: &PathBuf) -> Result<u8, Fail> {
         let dir = std::path::absolute(dir)
             .map_err(|source| Fail::Host { action: "find the current folder", source })?;
-        client.record(&dir).map_err(client_fail(&self.name))?;
+        let every = self.checkpoint_every.map(|every| every.as_millis().try_into().unwrap_or(0));
+        let request = RecordRequest {
+            folder: dir.clone(),
+            checkpoint_every_ms: every.and_then(NonZeroU64::new),
+        };
+        client.record(&request).map_err(client_fail(&self.name))?;
         let status = follow(client, &self.name, false)?;
         if self.json {
             print_json(&status)?;

@@ -24,7 +24,7 @@ use crate::keeping::KeepError;
 use crate::lifecycle::StateEvent;
 use crate::{
     CheckpointRequest, CheckpointStatus, DebugReply, DebugRequest, Metrics, RecordRequest,
-    RecordStatus, State, VmInfo,
+    RecordStatus, SaveRecordingRequest, State, VmInfo,
 };
 
 /// Everything that answers.
@@ -206,21 +206,21 @@ async fn start_record(
     request: Result<Json<RecordRequest>, JsonRejection>,
 ) -> Response {
     match request {
-        Ok(Json(request)) => started(&api, api.keeper.record(&request.folder)),
+        Ok(Json(request)) => started(&api, api.keeper.record(&request)),
         Err(rejection) => refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
     }
 }
 
 /// Makes a recording of what the flight recorder has; answers at once. `GET /vm/checkpoint` tells
 /// how far it is.
-#[utoipa::path(put, path = "/vm/save-recording", request_body = RecordRequest, responses(
+#[utoipa::path(put, path = "/vm/save-recording", request_body = SaveRecordingRequest, responses(
     (status = ACCEPTED, body = CheckpointStatus),
     (status = BAD_REQUEST, body = ErrorReply),
     (status = CONFLICT, body = ErrorReply, description = "A checkpoint is being taken")
 ))]
 async fn save_recording(
     Extract(api): Extract<Api>,
-    request: Result<Json<RecordRequest>, JsonRejection>,
+    request: Result<Json<SaveRecordingRequest>, JsonRejection>,
 ) -> Response {
     match request {
         Ok(Json(request)) => started(&api, api.keeper.save_recording(&request.folder)),

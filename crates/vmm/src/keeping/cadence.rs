@@ -88,7 +88,10 @@ fn fly(keeper: &Weak<Keeper>, time: Duration, stopped: &Receiver<()>) {
 impl Drop for Cadence {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
+        // It may be the last to hold the keeper that holds this.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
             // A panic of it was printed.
             let _ = thread.join();
         }

@@ -1,6 +1,7 @@
 //! One checkpoint, from its overlays to their commit, in the order of C2 to C9.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::{Duration, UNIX_EPOCH};
@@ -9,11 +10,13 @@ use checkpoint::{Captured, CheckpointError, DiskKept, DiskPolicy, DiskReads, Sav
 use disk::{CommitState, DiskError, DiskSpec, Format, Marker, Retained};
 use machine::MachineSpec;
 
+use super::cadence::Cadence;
 use super::keeper::{Job, Keeper, LiveDisk};
 use super::lap::{self, LapPlan};
 use super::overlays::Waiting;
 use super::status::{COW_LIMIT_DEFAULT, Phase};
 use super::{CaptureOrder, CapturedVm, KeepError, Mark, OpaqueGuest};
+use crate::VmError;
 use crate::recording::{LiveRecording, NOTE, Note};
 
 /// How often a commit is looked at.
@@ -30,8 +33,8 @@ pub(super) struct Covered {
 pub(super) enum Purpose {
     /// For itself.
     Checkpoint,
-    /// A recording begins with it.
-    Begin(LiveRecording),
+    /// A recording begins with it; checkpoints along it are to be taken so often.
+    Begin(LiveRecording, Option<Duration>),
     /// It is the one of this number along the recording.
     Along(u32),
     /// It is the flight recorder's next lap.
@@ -41,10 +44,10 @@ pub(super) enum Purpose {
 }
 
 /// Takes the checkpoint, and tells how it went.
-pub(super) fn run(keeper: &Keeper, job: &Job, purpose: Purpose) {
+pub(super) fn run(keeper: &Arc<Keeper>, job: &Job, purpose: Purpose) {
     let ended = match purpose {
         Purpose::Checkpoint => take(keeper, job, None).map(drop),
-        Purpose::Begin(live) => record(keeper, job, live),
+        Purpose::Begin(live, every) => record(keeper, job, live, every),
         Purpose::Along(number) => take(keeper, job, Some(Mark::Along(number)))
             .map(|_| keeper.add_along(number, &job.request.folder)),
         Purpose::Lap(plan) => lap::take(keeper, job, plan),
@@ -62,11 +65,19 @@ pub(super) fn run(keeper: &Keeper, job: &Job, purpose: Purpose) {
 }
 
 /// Begins a recording. If that fails the VM is not recorded.
-fn record(keeper: &Keeper, job: &Job, mut live: LiveRecording) -> Result<(), KeepError> {
+fn record(
+    keeper: &Arc<Keeper>,
+    job: &Job,
+    mut live: LiveRecording,
+    every: Option<Duration>,
+) -> Result<(), KeepError> {
     let begin = live.take_log().map(Mark::Begin);
+    let failed = |error: VmError| KeepError::Vm(error.to_string());
     let complete = |Taken { spec, disks }: Taken| {
-        let recorded = live.complete(&spec, &keeper.boot, &disks, None);
-        keeper.set_recorded(Some(recorded.map_err(|error| KeepError::Vm(error.to_string()))?));
+        let recorded = live.complete(&spec, &keeper.boot, &disks, None).map_err(failed)?;
+        let cadence = every.map(|every| Cadence::start(keeper, every)).transpose();
+        keeper.set_recorded(Some(recorded));
+        keeper.set_cadence(cadence.map_err(failed)?);
         Ok(())
     };
     let recorded = take(keeper, job, begin).and_then(complete);

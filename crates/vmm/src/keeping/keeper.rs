@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use checkpoint::{Id, Manifest, Parent, Progress, Since};
 use disk::{DiskHandle, Format};
 use memory::{Epoch, Pages};
 
+use super::cadence::Cadence;
 use super::flight::{Flight, Lap};
 use super::job::{self, Purpose};
 use super::lap::LapPlan;
-use super::status::{CheckpointRequest, CheckpointStatus, Phase, RecordStatus};
+use super::status::{CheckpointRequest, CheckpointStatus, Phase, RecordRequest, RecordStatus};
 use super::{KeepError, VmKept};
 use crate::boot_files::BootSources;
 use crate::inbox::{Inbox, Request, Verb};
@@ -49,6 +51,8 @@ pub(crate) struct Keeper {
     pub kept: VmKept,
     pub boot: BootSources,
     state: Mutex<State>,
+    /// Of a recording that began while the VM ran.
+    cadence: Mutex<Option<Cadence>>,
     closing: AtomicBool,
 }
 
@@ -126,7 +130,15 @@ impl Keeper {
         let kin = restored.into_iter().map(|(id, epoch)| Kin { id, epoch }).collect();
         let state =
             Mutex::new(State { disks, kin, job: None, thread: None, recorded, flight: None });
-        Keeper { pages, inbox, kept, boot, state, closing: AtomicBool::new(false) }
+        Keeper {
+            pages,
+            inbox,
+            kept,
+            boot,
+            state,
+            cadence: Mutex::default(),
+            closing: AtomicBool::new(false),
+        }
     }
 
     /// Starts a checkpoint.
@@ -139,8 +151,10 @@ impl Keeper {
         self.start_job(&mut state, request, Purpose::Checkpoint).map(drop)
     }
 
-    /// Starts a recording into the folder `dir`, which begins with a checkpoint.
-    pub fn record(self: &Arc<Self>, dir: &Path) -> Result<(), KeepError> {
+    /// Starts a recording, which begins with a checkpoint.
+    pub fn record(self: &Arc<Self>, request: &RecordRequest) -> Result<(), KeepError> {
+        let dir = &request.folder;
+        let every = request.checkpoint_every_ms.map(|ms| Duration::from_millis(ms.get()));
         if !dir.is_absolute() {
             return Err(KeepError::Relative(dir.into()));
         }
@@ -161,7 +175,7 @@ impl Keeper {
             cow_limit: None,
             durable: true,
         };
-        self.start_job(&mut state, request, Purpose::Begin(live)).map(drop)
+        self.start_job(&mut state, request, Purpose::Begin(live, every)).map(drop)
     }
 
     /// Starts a checkpoint along the recording that is being made.
@@ -309,8 +323,16 @@ impl Keeper {
 
     /// A recording is being made now, or none any more.
     pub fn set_recorded(&self, recorded: Option<Recorded>) {
+        self.set_cadence(None);
         let before = std::mem::replace(&mut lock(&self.state).recorded, recorded);
         // Not under the lock: it may wait for disks to be read.
+        drop(before);
+    }
+
+    /// Who takes checkpoints along the recording that is being made, until it ends.
+    pub fn set_cadence(&self, cadence: Option<Cadence>) {
+        let before = std::mem::replace(&mut *lock(&self.cadence), cadence);
+        // Not under a lock: it waits for its thread, which takes them.
         drop(before);
     }
 

@@ -27,6 +27,7 @@ pub(crate) use restore::{Discard, check_unchanged, prepare};
 pub use restore::{free_ports, restored_spec, state_dir};
 pub use status::{
     CheckpointRequest, CheckpointStatus, Compression, Phase, RecordRequest, RecordStatus,
+    SaveRecordingRequest,
 };
 
 use checkpoint::Captured;

@@ -1,5 +1,6 @@
 //! What is asked of a checkpoint, and how far it is.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -119,6 +120,20 @@ pub struct CheckpointStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecordRequest {
+    /// Its folder, absolute, new or empty.
+    #[schema(value_type = String)]
+    pub folder: PathBuf,
+    /// Take checkpoints along it, one each so many milliseconds, ever more rarely as they become
+    /// many.
+    #[serde(default)]
+    #[schema(value_type = Option<u64>, minimum = 1)]
+    pub checkpoint_every_ms: Option<NonZeroU64>,
+}
+
+/// A recording to be made of what the flight recorder has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SaveRecordingRequest {
     /// Its folder, absolute, new or empty.
     #[schema(value_type = String)]
     pub folder: PathBuf,

@@ -101,6 +101,7 @@ pub(super) fn travel(dir: &Path, kind: EngineKind) -> Result<Travel, VmError> {
     let travel =
         Travel::new(machine, engine(kind, None)?, sandbox, entries(dir)?, reboot, no_reboot);
     let mut travel = travel.map_err(RecordingError::from)?;
+    travel.use_scouts(Box::new(move || engine(kind, None).ok()));
     travel.know(Opened::far(dir));
     Ok(travel)
 }
