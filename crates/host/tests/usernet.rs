@@ -115,10 +115,15 @@ fn introduce(net: &mut UserNet, events: &Receiver<NetEvent>) {
     frame.extend(GUEST);
     frame.extend([0; 6]);
     frame.extend(GATEWAY);
-    net.transmit(&frame);
+    send(net, &frame);
     let answer = frame_where(events, |frame| frame[12..14] == [8, 6] && frame[21] == 2);
     assert_eq!((&answer[..6], &answer[22..28]), (&MAC[..], &GATEWAY_MAC[..]));
     assert_eq!(answer[28..32], GATEWAY);
+}
+
+fn send(net: &mut UserNet, frame: &[u8]) {
+    net.transmit(frame);
+    net.flush();
 }
 
 #[test]
@@ -131,7 +136,7 @@ fn arp_and_dhcp_answer_with_the_documented_addresses() {
     request.resize(236, 0);
     request.extend([99, 130, 83, 99, 53, 1, 1, 55, 4, 1, 3, 6, 51, 255]);
     request.resize(300, 0);
-    net.transmit(&udp(([0; 4], 68), ([255; 4], 67), &request));
+    send(&mut net, &udp(([0; 4], 68), ([255; 4], 67), &request));
     let offer = frame_where(&events, |frame| {
         frame.len() > 282 && frame[12..14] == [8, 0] && frame[36..38] == [0, 68]
     });
@@ -167,12 +172,12 @@ fn a_forwarded_connection_carries_data_both_ways() {
     let from_port = u16::from_be_bytes([syn[34], syn[35]]);
     let mut tcp = Tcp { ports: (22, from_port), sequence: 1000, acknowledged: 0 };
     tcp.heard(&syn);
-    net.transmit(&tcp.segment(0x12, b""));
+    send(&mut net, &tcp.segment(0x12, b""));
     client.write_all(b"to the guest").unwrap();
     let data =
         frame_where(&events, |frame| is_tcp(frame, 22, 0x10) && frame.ends_with(b"to the guest"));
     assert_eq!(tcp.heard(&data), b"to the guest");
-    net.transmit(&tcp.segment(0x18, b"to the host"));
+    send(&mut net, &tcp.segment(0x18, b"to the host"));
     let mut answer = [0; 11];
     client.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"to the host");
@@ -185,11 +190,11 @@ fn the_guest_reaches_a_server_of_the_host_at_the_gateway() {
     let (mut net, events) = start(&[]);
     introduce(&mut net, &events);
     let mut tcp = Tcp { ports: (40000, port), sequence: 5, acknowledged: 0 };
-    net.transmit(&tcp.segment(0x02, b""));
+    send(&mut net, &tcp.segment(0x02, b""));
     let answer = frame_where(&events, |frame| is_tcp(frame, 40000, 0x12));
     tcp.heard(&answer);
-    net.transmit(&tcp.segment(0x10, b""));
-    net.transmit(&tcp.segment(0x18, b"GET /"));
+    send(&mut net, &tcp.segment(0x10, b""));
+    send(&mut net, &tcp.segment(0x18, b"GET /"));
     let (mut accepted, _) = server.accept().unwrap();
     let mut seen = [0; 5];
     accepted.set_read_timeout(Some(TIME_MAX)).unwrap();
@@ -209,7 +214,7 @@ fn a_forwarded_datagram_arrives_and_its_answer_returns() {
     assert_eq!(question[36..38], [0, 53]);
     let from: [u8; 4] = question[26..30].try_into().unwrap();
     let from_port = u16::from_be_bytes([question[34], question[35]]);
-    net.transmit(&udp((GUEST, 53), (from, from_port), b"answer"));
+    send(&mut net, &udp((GUEST, 53), (from, from_port), b"answer"));
     let mut answer = [0; 100];
     let (len, from) = client.recv_from(&mut answer).unwrap();
     assert_eq!(&answer[..len], b"answer");
@@ -247,7 +252,7 @@ fn network_that_is_not_waited_for_carries_what_was_sent_before_it_was_up() {
     // passt is hardly a process yet.
     let host = UdpSocket::bind("127.0.0.1:0").unwrap();
     host.set_read_timeout(Some(TIME_MAX)).unwrap();
-    net.transmit(&udp((GUEST, 4000), (GATEWAY, host.local_addr().unwrap().port()), b"early"));
+    send(&mut net, &udp((GUEST, 4000), (GATEWAY, host.local_addr().unwrap().port()), b"early"));
     let mut bytes = [0; 16];
     let (len, from) = host.recv_from(&mut bytes).unwrap();
     assert_eq!(&bytes[..len], b"early");
@@ -278,7 +283,7 @@ fn passt_ends_with_the_network_and_the_link_with_passt() {
     rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
     let NetEvent::LinkDown(why) = events.recv_timeout(TIME_MAX).unwrap() else { panic!("a frame") };
     assert!(why.contains("signal: 9"), "{why}");
-    net.transmit(&[0; 60]);
+    send(&mut net, &[0; 60]);
     assert_eq!(net.counters().dropped, 1);
     assert_eq!(events.recv_timeout(TIME_MAX), Err(RecvTimeoutError::Disconnected));
 }

@@ -40,9 +40,19 @@ pub trait Outside {
     /// Something leaves the machine.
     fn output(&mut self, output: Output);
 
+    /// What left the machine at one point is complete.
+    fn outputs_complete(&mut self) {}
+
     /// Waits until request `id` of disk `disk` is done. The point at which it enters the machine
     /// is fixed already; if the host is slower than the model, the guest stands still.
     fn disk_wait(&mut self, disk: u32, id: u64) -> DiskCompletion;
+}
+
+fn hand_over(outputs: Vec<Output>, outside: &mut dyn Outside) {
+    if !outputs.is_empty() {
+        outputs.into_iter().for_each(|output| outside.output(output));
+        outside.outputs_complete();
+    }
 }
 
 impl Machine {
@@ -137,9 +147,7 @@ impl Machine {
     }
 
     fn give_out(&mut self, outside: &mut dyn Outside) {
-        for output in self.board.take_outputs() {
-            outside.output(output);
-        }
+        hand_over(self.board.take_outputs(), outside);
     }
 
     fn fire_due_timers(&mut self, outside: &mut dyn Outside) {
@@ -148,9 +156,7 @@ impl Machine {
             self.vcpu.lapic.timer_fired(now);
         }
         let mut wait = |board: &mut crate::board::Board, disk, id| {
-            for output in board.take_outputs() {
-                outside.output(output);
-            }
+            hand_over(board.take_outputs(), outside);
             outside.disk_wait(disk, id)
         };
         while self.board.fire_due(&mut self.ram, now, &mut wait) {}

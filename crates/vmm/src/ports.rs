@@ -147,6 +147,10 @@ impl machine::Outside for Ports {
         }
     }
 
+    fn outputs_complete(&mut self) {
+        self.nets.iter_mut().for_each(|net| net.flush());
+    }
+
     fn disk_wait(&mut self, disk: u32, id: u64) -> DiskCompletion {
         let Some(disk) = self.disks.get_mut(disk as usize) else {
             return DiskCompletion { id, result: Err(DiskFailed) };

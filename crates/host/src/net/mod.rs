@@ -2,7 +2,8 @@
 //!
 //! A back-end gets frames by [`NetBackend::transmit`], which never waits: what does not fit is
 //! dropped and counted, as on a real link. It delivers frames by a callback on a thread of its own;
-//! the callback decides what to drop when the guest is slower than the network.
+//! the callback decides what to drop when the guest is slower than the network. Frames that the guest
+//! sent at once should leave at once, after [`NetBackend::flush`].
 
 mod handshake;
 mod hostfwd;
@@ -50,6 +51,9 @@ pub struct NetCounters {
 pub trait NetBackend: Send {
     /// Sends an Ethernet frame without FCS, or drops and counts it. Never waits.
     fn transmit(&mut self, frame: &[u8]);
+
+    /// No more frames come for now: those that may still wait for others go.
+    fn flush(&mut self) {}
 
     /// What became of the frames so far.
     fn counters(&self) -> NetCounters;

@@ -89,6 +89,8 @@ struct Link {
 struct Outgoing {
     /// The rest of a frame, and frames behind it.
     bytes: Vec<u8>,
+    /// The socket did not take all of them.
+    waits: bool,
     /// Frames that the network itself answers the guest with.
     for_guest: Vec<Vec<u8>>,
     down: bool,
@@ -112,7 +114,8 @@ impl UserNet {
         let link = Arc::new(Link { socket, wake, outgoing: Mutex::default() });
         let mut reader = Reader { link: Arc::clone(&link), incoming: Vec::new(), on_event };
         // Ahead of what the guest sends, so that the answer is the first frame that comes.
-        reader.link.send_frame(&arp_request());
+        reader.link.queue_frame(&arp_request());
+        reader.link.send_queued();
         if spec.wait {
             reader.greet(&mut passt)?;
         }
@@ -136,12 +139,16 @@ impl NetBackend for UserNet {
         let whole = (FRAME_LEN_MIN..=FRAME_LEN_MAX).contains(&frame.len());
         if self.repeats.swallow(frame, Instant::now()) {
             self.counters.sent += 1;
-        } else if whole && self.link.send_frame(frame) {
+        } else if whole && self.link.queue_frame(frame) {
             self.counters.sent += 1;
             self.link.answer(frame);
         } else {
             self.counters.dropped += 1;
         }
+    }
+
+    fn flush(&mut self) {
+        self.link.send_queued();
     }
 
     fn counters(&self) -> NetCounters {
@@ -164,22 +171,30 @@ impl Link {
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a frame and sends what the socket takes; false if there is no room or no link.
-    fn send_frame(&self, frame: &[u8]) -> bool {
+    /// Queues a frame; false if there is no room or no link.
+    fn queue_frame(&self, frame: &[u8]) -> bool {
         let mut outgoing = self.lock();
         if outgoing.down || outgoing.bytes.len() + frame.len() > QUEUE_BYTES_MAX {
             return false;
         }
-        let idle = outgoing.bytes.is_empty();
         outgoing.bytes.extend_from_slice(&(frame.len() as u32).to_be_bytes());
         outgoing.bytes.extend_from_slice(frame);
-        if idle {
-            self.push(&mut outgoing);
-            if !outgoing.bytes.is_empty() {
-                self.wake.wake();
-            }
-        }
         true
+    }
+
+    /// Sends what the socket takes of what is queued, all at once: of segments that come one by one
+    /// passt makes small writes, the second of which waits for the acknowledgement of the first
+    /// (Nagle's algorithm, 40 ms where the peer delays that).
+    fn send_queued(&self) {
+        let mut outgoing = self.lock();
+        // Where something was left over, the thread knows of it.
+        if outgoing.bytes.is_empty() || outgoing.waits {
+            return;
+        }
+        self.push(&mut outgoing);
+        if outgoing.waits {
+            self.wake.wake();
+        }
     }
 
     /// Gives the guest the acknowledgement that passt may withhold.
@@ -209,6 +224,7 @@ impl Link {
             }
         }
         outgoing.bytes.drain(..done);
+        outgoing.waits = !outgoing.bytes.is_empty();
     }
 }
 
@@ -300,7 +316,7 @@ impl<F: FnMut(NetEvent)> Reader<F> {
     /// Waits for bytes; sends what was left over when the socket has room.
     fn wait(&self) -> io::Result<Next> {
         loop {
-            let backlog = !self.link.lock().bytes.is_empty();
+            let backlog = self.link.lock().waits;
             let events = if backlog { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let mut fds = [
                 PollFd::new(&self.link.socket, events),
@@ -312,7 +328,9 @@ impl<F: FnMut(NetEvent)> Reader<F> {
             if outgoing.stopping {
                 return Ok(Next::Stop);
             }
-            self.link.push(&mut outgoing);
+            if outgoing.waits {
+                self.link.push(&mut outgoing);
+            }
             if readable(&fds[0]) || !outgoing.for_guest.is_empty() {
                 return Ok(Next::Read);
             }
