@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(300);
 /// How far apart disturbances are at most.
 const STEP: Duration = Duration::from_millis(800);
 /// How often there is a checkpoint along the recording.
-const EVERY: &str = "500ms";
+const EVERY: &str = "300ms";
 
 /// What is typed, or who is asked from outside.
 #[derive(Clone, Copy, Debug)]
@@ -40,31 +40,31 @@ const REDIS: u16 = 8081;
 const KINDS: [(&str, Work); 10] = [
     ("web", Work::Asked(Server::Nginx, NGINX)),
     ("redis", Work::Asked(Server::Redis, REDIS)),
-    ("gcc", Work::Typed("cd /var/tmp; for o in 0 2; do gcc -O$o -o a$o a.c && ./a$o; done")),
-    ("stress-cpu", Work::Typed("stress-ng --cpu 1 --cpu-ops 20 --verify -t 20s --quiet; echo $?")),
+    ("gcc", Work::Typed("cd /var/tmp; for o in 0 1 2 3; do gcc -O$o -o a$o a.c && ./a$o; done")),
+    ("stress-cpu", Work::Typed("stress-ng --cpu 1 --cpu-ops 40 --verify -t 20s --quiet; echo $?")),
     (
         "stress-vm",
         Work::Typed(
-            "stress-ng --vm 1 --vm-bytes 4M --vm-ops 2000 --verify -t 20s --quiet; echo $?",
+            "stress-ng --vm 1 --vm-bytes 4M --vm-ops 3000 --verify -t 20s --quiet; echo $?",
         ),
     ),
-    ("stress-fork", Work::Typed("stress-ng --fork 1 --fork-ops 150 -t 20s --quiet; echo $?")),
+    ("stress-fork", Work::Typed("stress-ng --fork 1 --fork-ops 250 -t 20s --quiet; echo $?")),
     (
         "stress-switch",
-        Work::Typed("stress-ng --switch 1 --switch-ops 20000 -t 20s --quiet; echo $?"),
+        Work::Typed("stress-ng --switch 1 --switch-ops 30000 -t 20s --quiet; echo $?"),
     ),
-    ("stress-signal", Work::Typed("stress-ng --sigq 1 --sigq-ops 20000 -t 20s --quiet; echo $?")),
+    ("stress-signal", Work::Typed("stress-ng --sigq 1 --sigq-ops 30000 -t 20s --quiet; echo $?")),
     (
         "python",
         Work::Typed(
-            "python3 -c 'import json,random; d=[random.random() for _ in range(40000)]; \
+            "python3 -c 'import json,random; d=[random.random() for _ in range(60000)]; \
              print(sum(json.loads(json.dumps(sorted(d)))))'; date +%N",
         ),
     ),
     (
         "disk",
         Work::Typed(
-            "for n in 1 2 3; do dd if=/usr/bin/perl of=/var/tmp/p bs=64k conv=fsync 2>/dev/null; \
+            "for n in 1 2 3 4 5; do dd if=/usr/bin/perl of=/var/tmp/p bs=64k conv=fsync 2>/dev/null; \
              echo 3 >/proc/sys/vm/drop_caches; md5sum /var/tmp/p; done",
         ),
     ),

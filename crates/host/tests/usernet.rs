@@ -184,6 +184,17 @@ fn a_forwarded_connection_carries_data_both_ways() {
 }
 
 #[test]
+fn a_connection_reaches_a_guest_that_has_been_silent() {
+    let (port, (sender, events)) = (free_port(), channel());
+    let forwards = vec![format!("tcp:127.0.0.1:{port}-:22").parse().unwrap()];
+    let spec = UserNetSpec { forwards, guest_mac: MAC, ..UserNetSpec::default() };
+    let _net = UserNet::start(&spec, move |event| _ = sender.send(event)).unwrap();
+    let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let syn = frame_where(&events, |frame| is_tcp(frame, 22, 2));
+    assert_eq!(&syn[..6], &MAC);
+}
+
+#[test]
 fn the_guest_reaches_a_server_of_the_host_at_the_gateway() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port();

@@ -93,9 +93,11 @@ fn launch(
     let entry = Entry::claim(&name)?;
     let listeners = listen(spec, &entry)?;
     let (nets, plug_control) = (spec.nets.clone(), control.clone());
+    // A copy's driver uses the original's address until it is bound again.
+    let addresses: Vec<_> = machine.spec().nics.iter().map(|nic| nic.mac).collect();
     // A restored guest has had its network for long: it need not wait for passt to come up.
     let wait = spec.restore.is_none();
-    let plug: Plug = Box::new(move || open_nets(&nets, &plug_control, wait));
+    let plug: Plug = Box::new(move || open_nets(&nets, &addresses, &plug_control, wait));
     let (feed, plug, recording) = match start {
         Start::Live(recording) => {
             ports.nets = plug()?;
@@ -243,10 +245,11 @@ fn listen(spec: &VmSpec, entry: &Entry) -> Result<Vec<Listener>, VmError> {
 
 fn open_nets(
     nets: &[NetSpec],
+    addresses: &[[u8; 6]],
     control: &Control,
     wait: bool,
 ) -> Result<Vec<Box<dyn NetBackend>>, VmError> {
-    let open = |(card, net): (usize, &NetSpec)| {
+    let open = |(card, (net, &guest_mac)): (usize, (&NetSpec, &[u8; 6]))| {
         let control = control.clone();
         let on_event = move |event| control.net_event(card, event);
         Ok(match &net.kind {
@@ -255,12 +258,12 @@ fn open_nets(
             }
             crate::NetKind::User(forwards) => {
                 let forwards = forwards.clone();
-                let spec = UserNetSpec { forwards, wait, ..UserNetSpec::default() };
+                let spec = UserNetSpec { forwards, guest_mac, wait, ..UserNetSpec::default() };
                 Box::new(UserNet::start(&spec, on_event)?)
             }
         })
     };
-    nets.iter().enumerate().map(open).collect::<Result<_, _>>().map_err(VmError::Net)
+    nets.iter().zip(addresses).enumerate().map(open).collect::<Result<_, _>>().map_err(VmError::Net)
 }
 
 /// Open consoles: where the user wants them, and the one that `doppel console` attaches to.

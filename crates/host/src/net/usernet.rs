@@ -53,6 +53,9 @@ pub struct UserNetSpec {
     pub forwards: Vec<Forward>,
     /// Whether the guest reaches servers on the host's loopback at the gateway's address.
     pub reach_host: bool,
+    /// Ethernet address of the guest's card, to which connections lead before the guest has sent
+    /// anything: one that was restored may wait for them in silence.
+    pub guest_mac: [u8; 6],
     /// The passt program; looked up in PATH if it has no slash.
     pub program: OsString,
     /// Whether to wait until passt answers. If not, what the guest sends meanwhile waits for it,
@@ -61,10 +64,11 @@ pub struct UserNetSpec {
 }
 
 impl Default for UserNetSpec {
-    /// No forwarding, the host reachable, `passt` from PATH, waited for.
+    /// No forwarding, a guest that sends before it is reached, the host reachable, `passt` from PATH, waited for.
     fn default() -> UserNetSpec {
         let forwards = Vec::new();
-        UserNetSpec { forwards, reach_host: true, program: "passt".into(), wait: true }
+        let guest_mac = [0x52, 0x55, 0x0a, 0x00, 0x02, 0x0f];
+        UserNetSpec { forwards, reach_host: true, guest_mac, program: "passt".into(), wait: true }
     }
 }
 
@@ -114,7 +118,7 @@ impl UserNet {
         let link = Arc::new(Link { socket, wake, outgoing: Mutex::default() });
         let mut reader = Reader { link: Arc::clone(&link), incoming: Vec::new(), on_event };
         // Ahead of what the guest sends, so that the answer is the first frame that comes.
-        reader.link.queue_frame(&arp_request());
+        reader.link.queue_frame(&arp_request(spec.guest_mac));
         reader.link.send_queued();
         if spec.wait {
             reader.greet(&mut passt)?;
@@ -363,9 +367,8 @@ fn first_frame(stream: &[u8]) -> Option<Result<&[u8], String>> {
     rest.get(..len).map(Ok)
 }
 
-/// "Who has 10.0.2.2? Tell 10.0.2.15", from an address of our own (RFC 826).
-fn arp_request() -> Vec<u8> {
-    let sender = [0x52, 0x55, 0x0a, 0x00, 0x02, 0x0f];
+/// "Who has 10.0.2.2? Tell 10.0.2.15", from the guest's address (RFC 826).
+fn arp_request(sender: [u8; 6]) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend_from_slice(&sender);
     frame.extend_from_slice(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
