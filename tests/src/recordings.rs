@@ -232,7 +232,8 @@ pub fn make_and_replay<K: Copy>(
         match replayed {
             Ok(Replays { branches, checks, checkpoints }) => println!(
                 "{index} {name}, {end:?}: recorded in {took:.1?}, {branches} branches, {log} bytes \
-                 of log, {checks} checks from the start and {checkpoints} checkpoints equal in {:.0?}",
+                 of log; {checks} checks from the start and {checkpoints} checkpoints equal in \
+                 {:.0?}",
                 start.elapsed()
             ),
             Err(_) => {

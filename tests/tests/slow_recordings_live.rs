@@ -64,7 +64,7 @@ const KINDS: [(&str, Work); 10] = [
     (
         "disk",
         Work::Typed(
-            "for n in 1 2 3 4 5; do dd if=/usr/bin/perl of=/var/tmp/p bs=64k conv=fsync 2>/dev/null; \
+            "for n in 1 2 3 4 5; do dd if=/usr/bin/perl of=/var/tmp/p bs=64k conv=fsync 2>&1; \
              echo 3 >/proc/sys/vm/drop_caches; md5sum /var/tmp/p; done",
         ),
     ),

@@ -1,9 +1,9 @@
 //! Networks a guest's card can be plugged into: a tap device, or a user-mode network.
 //!
 //! A back-end gets frames by [`NetBackend::transmit`], which never waits: what does not fit is
-//! dropped and counted, as on a real link. It delivers frames by a callback on a thread of its own;
-//! the callback decides what to drop when the guest is slower than the network. Frames that the guest
-//! sent at once should leave at once, after [`NetBackend::flush`].
+//! dropped and counted, as on a real link. What a guest sends at once leaves at once, after
+//! [`NetBackend::flush`]. Frames are delivered by a callback on a thread of the back-end; it
+//! decides what to drop when the guest is slower than the network.
 
 mod handshake;
 mod hostfwd;

@@ -64,7 +64,8 @@ pub struct UserNetSpec {
 }
 
 impl Default for UserNetSpec {
-    /// No forwarding, a guest that sends before it is reached, the host reachable, `passt` from PATH, waited for.
+    /// No forwarding, a guest that sends before it is reached, the host reachable, `passt` from
+    /// PATH, waited for.
     fn default() -> UserNetSpec {
         let forwards = Vec::new();
         let guest_mac = [0x52, 0x55, 0x0a, 0x00, 0x02, 0x0f];
