@@ -94,7 +94,7 @@ fn record(kind: Kind, random: &mut Random) -> Made {
     let end = End::choose(random);
     let port = free_port();
     let (scratch, debian, doppel) = guest(kind, port);
-    let every = if debian.is_some() { "10s" } else { "2s" };
+    let every = if debian.is_some() { "10s" } else { "300ms" };
     let mut doppel = doppel
         .file("--record", &scratch.path("rec"))
         .args(&format!("--name vm --checkpoint-every {every}"));

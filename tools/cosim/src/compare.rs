@@ -133,7 +133,7 @@ fn compare_data(lines: &mut Vec<String>, case: &Case, host: &Outcome, other: &Ou
 }
 
 /// Bits of data that this way of running on the host spoils: the pointers of an FPU environment
-/// and MXCSR_MASK, which are not guest state, and TF in pushed flags.
+/// and MXCSR_MASK, which are not guest state, TF in pushed flags; and what is the processor's choice.
 fn ignored_bits(case: &Case, host: &Outcome) -> Vec<(u64, u8)> {
     let instruction = case.instruction();
     let pointers = match instruction.code() {
@@ -141,6 +141,16 @@ fn ignored_bits(case: &Case, host: &Outcome) -> Vec<(u64, u8)> {
         Code::Fnstenv_m28byte | Code::Fnsave_m108byte => 12..26,
         Code::Fxsave_m512byte | Code::Fxsave64_m512byte => {
             return ignored_at(case, (6..24).chain(28..32));
+        }
+        // SDM vol. 2, PUSH: a selector is zero-extended, or its 16 bits alone are written.
+        Code::Pushd_CS
+        | Code::Pushd_DS
+        | Code::Pushd_ES
+        | Code::Pushd_FS
+        | Code::Pushd_GS
+        | Code::Pushd_SS => {
+            let rsp = host.registers.gpr[gpr::RSP];
+            return [2, 3].map(|byte| (rsp.wrapping_add(byte), 0xff)).to_vec();
         }
         _ if matches!(
             instruction.mnemonic(),
