@@ -103,7 +103,7 @@ fn reaches_beyond_4_gib(case: &Case, instruction: &Instruction) -> bool {
 }
 
 /// A store that faults, of what cannot be converted: an unmasked exception may come first, and then
-/// nothing is stored. (It is raised by the next x87 instruction; here ES in the status word shows it.)
+/// nothing is stored. (The next x87 instruction raises it; here ES in the status word shows it.)
 fn pends_instead(mnemonic: Mnemonic, host: &Outcome, other: &Outcome) -> bool {
     const ES: u8 = 0x80;
     use Mnemonic::{Fbstp, Fist, Fistp, Fisttp, Fst, Fstp};
@@ -113,8 +113,8 @@ fn pends_instead(mnemonic: Mnemonic, host: &Outcome, other: &Outcome) -> bool {
         && host.registers.fx.0[2] & ES != 0
 }
 
-/// SDM vol. 2, PUSH: of a selector the processor may write 16 bits alone, which are aligned where 32
-/// are not (#AC).
+/// SDM vol. 2, PUSH: of a selector the processor may write 16 bits alone, which are aligned where
+/// 32 are not (#AC).
 fn is_half_push(instruction: &Instruction, host: &Outcome, other: &Outcome) -> bool {
     instruction.mnemonic() == Mnemonic::Push
         && instruction.op_kind(0) == OpKind::Register

@@ -133,7 +133,7 @@ fn compare_data(lines: &mut Vec<String>, case: &Case, host: &Outcome, other: &Ou
 }
 
 /// Bits of data that this way of running on the host spoils: the pointers of an FPU environment
-/// and MXCSR_MASK, which are not guest state, TF in pushed flags; and what is the processor's choice.
+/// and MXCSR_MASK, which are not guest state, TF in pushed flags; and what is its choice.
 fn ignored_bits(case: &Case, host: &Outcome) -> Vec<(u64, u8)> {
     let instruction = case.instruction();
     let pointers = match instruction.code() {
