@@ -325,6 +325,12 @@ impl Emitter<'_> {
         if matches!(instruction.mnemonic(), Bt | Bts | Btr | Btc | Xchg | Xadd | Cmpxchg) {
             return None;
         }
+        // OF after rotating by more than one is undefined: Intel's processors keep it where a
+        // register is rotated by an immediate, and compute it otherwise. The interpreter rotates
+        // registers.
+        if matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Shld | Shrd) {
+            return None;
+        }
         let homes = |op: u32| {
             let register = instruction.op_register(op);
             let general = instruction.op_kind(op) == OpKind::Register && register.is_gpr();
