@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use common::{Random, Scratch, exercise, open_as, open_rw, refusal};
 use disk::{DiskError, DiskSpec, Format};
 
+/// Offset of a qcow2 header's encryption method, big-endian; 2 is LUKS.
+const CRYPT_METHOD: u64 = 32;
+
 fn says(error: &DiskError, words: &[&str]) {
     let text = error.to_string();
     for word in words {
@@ -98,14 +101,15 @@ fn unsupported_features_are_named() {
         ("extended_l2=on,cluster_size=128k", "extended L2"),
         ("compression_type=zstd", "zstd"),
         ("data_file=outside.raw", "external data file"),
-        ("encrypt.format=luks,encrypt.key-secret=key", "LUKS"),
+        ("cluster_size=64k", "LUKS"),
     ];
     for (options, name) in cases {
-        let secret = ["--object", "secret,id=key,data=secret"];
-        let create = ["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "1M"];
-        let arguments: Vec<_> = create[..1].iter().chain(&secret).chain(&create[1..]).collect();
-        let arguments: Vec<&str> = arguments.into_iter().copied().collect();
-        scratch.qemu("qemu-img", &arguments);
+        scratch.qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", options, "a.qcow2", "1M"]);
+        if name == "LUKS" {
+            // Where a thread's CPU time is counted in ticks, qemu-img cannot make one.
+            let image = std::fs::File::options().write(true).open(scratch.path("a.qcow2")).unwrap();
+            image.write_all_at(&2u32.to_be_bytes(), CRYPT_METHOD).unwrap();
+        }
         let before = std::fs::read(scratch.path("a.qcow2")).unwrap();
         let error = refusal(&scratch.path("a.qcow2"), None, false);
         says(&error, &["a.qcow2", name, "not supported"]);
