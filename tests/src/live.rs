@@ -74,7 +74,7 @@ pub fn at_work(engines: &[&str]) {
     let replayed = verb(&scratch, "replay rec").console;
     assert!(replayed.contains("before") && replayed.contains("after"), "{replayed}");
     assert!(!replayed.contains("later"), "{replayed}");
-    let syscalls = verb(&scratch, "trace rec --what syscalls --to #2");
+    let syscalls = verb(&scratch, "trace rec --what syscalls --to end");
     assert!(syscalls.console.lines().count() > 10, "{}", syscalls.stderr);
     let mut live = Doppel::new(&scratch, "replay").args("rec --go-live --name two").typed();
     live.command().current_dir(scratch.root());
