@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::doppel::{Doppel, Ended, Running};
+use crate::doppel::{Ended, Running};
 use crate::random::Random;
 use crate::scratch::Scratch;
+use crate::shell::verb_within;
 
 /// How long a replay may take on the slower engine.
 const LONG: Duration = Duration::from_secs(3600);
@@ -81,10 +82,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
 
 /// Runs `doppel` with these words in the scratch folder.
 pub fn order(scratch: &Scratch, words: &str) -> Ended {
-    let (verb, rest) = words.split_once(' ').unwrap_or((words, ""));
-    let mut doppel = Doppel::new(scratch, verb).args(rest);
-    doppel.command().current_dir(scratch.root()).env("XDG_STATE_HOME", scratch.path("state"));
-    doppel.run(LONG)
+    verb_within(scratch, words, LONG)
 }
 
 /// Keeps the server that the guest has at this port of the host busy until `end`; it may be gone at
@@ -217,7 +215,8 @@ pub fn make_and_replay<K: Copy>(
     let kinds: Vec<_> = kinds.iter().filter(|(name, _)| is_wanted(name)).collect();
     let seed = number("_SEED", 1);
     let mut failed = Vec::new();
-    let count = if kinds.is_empty() { 0 } else { number("", kinds.len() as u64) };
+    assert!(!kinds.is_empty(), "no such kind: {wanted}");
+    let count = number("", kinds.len() as u64);
     println!("{count} recordings of {:?}", kinds.iter().map(|(name, _)| name).collect::<Vec<_>>());
     for index in 0..count {
         let (name, kind) = kinds[index as usize % kinds.len()];

@@ -39,10 +39,15 @@ pub fn shell_in(scratch: &Scratch, name: &str, disk: &Path, more: &str) -> Runni
 
 /// Runs `doppel` with these words, in the scratch folder.
 pub fn verb(scratch: &Scratch, words: &str) -> Ended {
+    verb_within(scratch, words, LONG)
+}
+
+/// As [`verb`], for what may take longer.
+pub fn verb_within(scratch: &Scratch, words: &str, time_max: Duration) -> Ended {
     let (verb, rest) = words.split_once(' ').unwrap_or((words, ""));
     let mut doppel = Doppel::new(scratch, verb).args(rest);
     doppel.command().env("XDG_STATE_HOME", scratch.path("state")).current_dir(scratch.root());
-    doppel.run(LONG)
+    doppel.run(time_max)
 }
 
 /// Runs `doppel` with these words and `--json`; what it says.

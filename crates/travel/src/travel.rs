@@ -116,7 +116,7 @@ pub struct Travel {
     more: Option<More>,
     /// Scouts have it in common with the traveller that sent them.
     history: Arc<RwLock<History>>,
-    pub(crate) stand: Stand,
+    stand: Stand,
     /// In order.
     pub(crate) far: Vec<Far>,
     pub(crate) scouts: Scouts,
