@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use checkpoint::{
     Checkpoint, CheckpointError, Parent, Progress, SaveOptions, Saver, Since, capture,
 };
+use machine::Stop;
 use whole::kept::{ON, Original, WORK, compare, random_points};
 
 /// As many copies as are needed.
@@ -155,4 +156,39 @@ fn cancelled_checkpoint_leaves_nothing_and_costs_no_copies() {
     let until = guest.machine.branches() + ON;
     guest.run(until);
     assert_eq!(progress.copied.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+#[ignore = "whole machine: cargo xtask test"]
+fn slices_full_of_first_writes_are_short_and_lead_to_the_same_state() {
+    let (mut plain_run, mut original) =
+        (Original::boot("translate", WORK), Original::boot("translate", WORK));
+    for machine in [&mut plain_run, &mut original] {
+        machine.begin();
+    }
+    let until = original.guest.machine.branches() + 2_000_000;
+    let guest = &mut original.guest;
+    let (pages, progress) = (guest.machine.ram().pages(), Arc::new(Progress::default()));
+    let folder = original.scratch.path("c");
+    let (_saver, cow) = Saver::prepare(&folder, &pages, plain(), progress).unwrap();
+    capture(&mut guest.machine, &mut guest.outside, cow);
+    let (mut short, mut in_short) = (0, 0);
+    loop {
+        let before = guest.machine.branches();
+        match guest.machine.run_slice(&mut *guest.engine, &mut guest.outside, until) {
+            Stop::Reached if guest.machine.branches() == until => break,
+            Stop::Reached => {
+                short += 1;
+                in_short += guest.machine.branches() - before;
+            }
+            Stop::Idle { .. } => guest.machine.skip_idle(&mut guest.outside),
+            stop => assert_eq!(stop, Stop::Yielded),
+        }
+    }
+    println!("{short} slices of {} branches in the middle ended early", in_short / short.max(1));
+    assert!(short > 2, "{short} slices ended early");
+    plain_run.guest.run(until);
+    assert_eq!(plain_run.guest.machine.section_hashes(), guest.machine.section_hashes());
+    assert_eq!(plain_run.guest.machine.state_hash(), guest.machine.state_hash());
+    assert_eq!(plain_run.guest.outside.console(), guest.outside.console());
 }

@@ -150,8 +150,8 @@ impl Cpu<'_> {
         let noted = self.ram.notes_accesses(at.page());
         let watched = noted || self.ram.is_watched(at.page());
         let write = access == Access::Write && !watched;
-        if write {
-            self.ram.trap_page(at.page());
+        if write && self.ram.trap_page(at.page()) {
+            self.vcpu.toil();
         }
         // A page is not trapped before it is written.
         let write_too = others.write && !watched && self.ram.is_trapped(at.page());

@@ -130,6 +130,7 @@ impl Vcpu {
             tlb: _,
             mode: _,
             attention: _,
+            patience: _,
         } = self;
         VcpuSaved {
             gpr: regs.gpr[..16].try_into().expect("sixteen"),

@@ -264,6 +264,9 @@ pub struct Vcpu {
     pub mode: Mode,
     /// Derived: an engine leaves its fast path at the next instruction boundary when set.
     pub attention: bool,
+    /// Slow pieces of work that may yet be done before the machine looks at the host's clock: no
+    /// state of the guest. See [`Vcpu::toil`].
+    pub patience: u32,
 }
 
 /// What the current code segment and control registers make of the machine; derived.
@@ -292,6 +295,14 @@ pub struct Mode {
 }
 
 impl Vcpu {
+    /// Notes a slow piece of work, of microseconds: an original copied before a first write, a
+    /// block translated. After too many the engine leaves, so that the machine can end its run at
+    /// the next branch. The guest cannot tell.
+    pub fn toil(&mut self) {
+        self.patience = self.patience.saturating_sub(1);
+        self.attention |= self.patience == 0;
+    }
+
     /// A vCPU after power-up reset (SDM vol. 3, table 10-1).
     pub fn new(index: u32, model: crate::cpuid::Model) -> Vcpu {
         let mut vcpu = Vcpu {
@@ -322,6 +333,7 @@ impl Vcpu {
             tlb: Tlb::new(),
             mode: Mode::default(),
             attention: false,
+            patience: u32::MAX,
         };
         vcpu.segments[Seg::Cs as usize] =
             Segment { base: 0xffff_0000, ..Segment::real(0xf000, true) };

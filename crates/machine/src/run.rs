@@ -11,6 +11,8 @@ use crate::machine::Machine;
 /// Times an engine may come back without a branch executed until the machine gives control back:
 /// one endless string instruction, for instance, must not hold the monitor.
 const STILL_EXITS_MAX: u32 = 256;
+/// Slow pieces of work in a slice, each of 2 to 10 microseconds.
+const PATIENCE: u32 = 32;
 
 /// Why the machine gave control back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,16 +60,39 @@ fn hand_over(outputs: Vec<Output>, outside: &mut dyn Outside) {
 impl Machine {
     /// Runs until the branch count is `until`, exactly, or something else stops it.
     pub fn run(&mut self, engine: &mut dyn Engine, outside: &mut dyn Outside, until: u64) -> Stop {
+        self.vcpu.patience = u32::MAX;
+        self.run_patiently(engine, outside, until)
+    }
+
+    /// As [`Machine::run`], but after much slow work it is content with fewer branches: `until` was
+    /// chosen for the time that branches usually take, and first writes and new code may take a
+    /// hundred times as long. [`Stop::Reached`] is at a branch all the same.
+    pub fn run_slice(
+        &mut self,
+        engine: &mut dyn Engine,
+        outside: &mut dyn Outside,
+        until: u64,
+    ) -> Stop {
+        self.vcpu.patience = PATIENCE;
+        self.run_patiently(engine, outside, until)
+    }
+
+    fn run_patiently(
+        &mut self,
+        engine: &mut dyn Engine,
+        outside: &mut dyn Outside,
+        mut until: u64,
+    ) -> Stop {
         let mut still_exits = 0;
         while still_exits < STILL_EXITS_MAX {
             if let Some(stop) = self.between_runs(outside, until) {
                 return stop;
             }
             let before = self.vcpu.branches;
-            let until = until.min(self.next_deadline_branches());
+            let next = until.min(self.next_deadline_branches());
             let mut cpu = Cpu { vcpu: &mut self.vcpu, ram: &mut self.ram, bus: &mut self.board };
             cpu.sync_tlb();
-            let exit = engine.run(&mut cpu, until);
+            let exit = engine.run(&mut cpu, next);
             if let Some(stop) = self.debugger_stop(exit) {
                 self.settle(outside);
                 return stop;
@@ -76,6 +101,9 @@ impl Machine {
                 break;
             }
             still_exits = if self.vcpu.branches == before { still_exits + 1 } else { 0 };
+            if self.vcpu.patience == 0 {
+                until = until.min(self.vcpu.branches + 1);
+            }
         }
         self.settle(outside);
         Stop::Yielded

@@ -211,10 +211,10 @@ impl Ram {
     }
 
     /// The write trap of a page that stores will reach without further notice, because a TLB entry
-    /// is about to allow them.
+    /// is about to allow them. Whether the page's original may have had to be copied.
     #[inline]
-    pub fn trap_page(&mut self, page: usize) {
-        self.traps.before_write(page);
+    pub fn trap_page(&mut self, page: usize) -> bool {
+        self.traps.before_write(page)
     }
 
     /// Sets a bit of a page-table entry on behalf of a page walk (A or D); cached walks that went

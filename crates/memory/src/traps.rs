@@ -103,28 +103,29 @@ impl Traps {
         epoch
     }
 
-    /// Runs before the first write to `page` in an epoch; cheap on every later one.
+    /// Runs before the first write to `page` in an epoch; cheap on every later one. Whether
+    /// copy on write had to look at the page, which takes its time.
     #[inline]
-    pub(crate) fn before_write(&mut self, page: usize) {
+    pub(crate) fn before_write(&mut self, page: usize) -> bool {
         let word = self.written.at(page);
         let written = word.load(Ordering::Relaxed);
         if written == self.epoch {
-            return;
+            return false;
         }
-        if self.cow.is_some() {
-            self.preserve(page, written);
-        }
+        let preserved = self.cow.is_some() && self.preserve(page, written);
         self.written.at(page).store(self.epoch, Ordering::Release);
+        preserved
     }
 
     #[cold]
-    fn preserve(&mut self, page: usize, written: u32) {
-        let Some(cow) = &mut self.cow else { return };
+    fn preserve(&mut self, page: usize, written: u32) -> bool {
+        let Some(cow) = &mut self.cow else { return false };
         if cow.is_over() {
             self.cow = None;
-            return;
+            return false;
         }
         cow.before_write(page, written);
+        true
     }
 
     /// Instructions of `page` can be executed from now on.

@@ -388,6 +388,7 @@ impl Cache {
                 self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
             }
         }
+        cpu.vcpu.toil();
         let mut block = self.make(wanted, &source);
         if self.regions.current().used + block.code.len() > self.regions.current().end {
             self.turn(statistics);

@@ -310,9 +310,14 @@ impl Translator {
         leaving.words.set(layout::VECTORS, 0);
         leaving.words.set(layout::X87, 0);
         match self.lookup(leaving.cpu, leaving.mode, rip) {
-            Some(entry) => Next::Enter(entry),
-            None => Next::Boundary,
+            Some(entry) if !self.must_look_around(leaving) => Next::Enter(entry),
+            _ => Next::Boundary,
         }
+    }
+
+    /// Whether slow work asked for attention. One instruction is executed whatever it takes.
+    fn must_look_around(&self, leaving: &Leaving<'_, '_>) -> bool {
+        leaving.cpu.vcpu.attention && !self.stepping
     }
 
     fn leave_by(&mut self, leaving: &mut Leaving<'_, '_>, site: Site) -> Next {
@@ -326,7 +331,7 @@ impl Translator {
             && leaving.fill(access, u64::from(size))
         {
             self.statistics.fills += 1;
-            if leaving.cpu.vcpu.tlb.changes() == changes {
+            if leaving.cpu.vcpu.tlb.changes() == changes && !self.must_look_around(leaving) {
                 return Next::Enter(resume);
             }
             // What the block looked up before may not be allowed any more.

@@ -304,7 +304,7 @@ impl Driver {
         let start_ns = monotonic_ns();
         let (stop, run_ns) = loop {
             let until = self.machine.branches().saturating_add(slice).min(end);
-            let stop = self.machine.run(self.engine.as_mut(), &mut self.ports, until);
+            let stop = self.machine.run_slice(self.engine.as_mut(), &mut self.ports, until);
             let run_ns = monotonic_ns() - start_ns;
             if stop != Stop::Reached || self.machine.branches() >= end || run_ns >= most_ns {
                 break (stop, run_ns);

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: doppel beside its peers, in one run, alternately, by the host's clock.
 
 pub mod console;
+mod host_holes;
 mod replay;
 mod report;
 mod rows;

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use guests::{Cache, Kernel, Mini, say};
 
+use crate::bench::host_holes;
 use crate::cargo::doppel;
 
 /// How long the guest is watched before it is kept.
@@ -93,23 +94,38 @@ impl Stun {
         };
         println!("largest hole in the guest's ticks, ms: median (least to most)");
         println!(
-            "{:18} {:>6} {:>9}  {:>22} {:>22} {:>9}  pace",
+            "{:22} {:>6} {:>9}  {:>22} {:>22} {:>9}  pace",
             "", "MiB", "load", "undisturbed", "kept", "saving"
         );
+        self.measure_host()?;
         for &memory in &self.memory {
             for load in &self.loads {
                 let peers = [Peer::Doppel, Peer::Savevm, Peer::Background];
                 for peer in peers.into_iter().take(if self.alone { 1 } else { 3 }) {
                     say(&format!("{}, {memory} MiB, {load}", peer.name()));
                     match self.measure(peer, &mini, memory, load) {
-                        Ok(samples) => print_line(peer, memory, load, &samples),
+                        Ok(samples) => {
+                            print_line(peer.name(), &memory.to_string(), load, &samples);
+                        }
                         Err(error) => {
-                            println!("{:18} {memory:>6} {load:>9}  {error:#}", peer.name())
+                            println!("{:22} {memory:>6} {load:>9}  {error:#}", peer.name())
                         }
                     }
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The same of a program alone, which nobody keeps.
+    fn measure_host(&self) -> Result<()> {
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let sample = |_| {
+            let (alone, beside) = host_holes::measure(UNDISTURBED, &std::env::temp_dir())?;
+            Ok(Sample { undisturbed: ms(alone), hole: ms(beside), saving: 0.0, pace: None })
+        };
+        let samples = (0..self.rounds).map(sample).collect::<Result<Vec<_>>>()?;
+        print_line("no guest, but a writer", "", "", &samples);
         Ok(())
     }
 
@@ -143,7 +159,7 @@ impl Stun {
     }
 }
 
-fn print_line(peer: Peer, memory: u32, load: &str, samples: &[Sample]) {
+fn print_line(name: &str, memory: &str, load: &str, samples: &[Sample]) {
     let spread = |value: fn(&Sample) -> f64| {
         let mut values: Vec<f64> = samples.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
@@ -152,11 +168,10 @@ fn print_line(peer: Peer, memory: u32, load: &str, samples: &[Sample]) {
     };
     let (undisturbed, kept) = (spread(|s| s.undisturbed), spread(|s| s.hole));
     let saving = samples.iter().map(|s| s.saving).fold(0.0, f64::max);
-    let name = peer.name();
     let paces = samples.iter().filter_map(|s| s.pace).map(|pace| format!("{:.0}%", pace * 100.0));
     let paces = paces.collect::<Vec<_>>().join(" ");
     println!(
-        "{name:18} {memory:>6} {load:>9}  {undisturbed:>22} {kept:>22} {saving:>9.0}  {paces}"
+        "{name:22} {memory:>6} {load:>9}  {undisturbed:>22} {kept:>22} {saving:>9.0}  {paces}"
     );
 }
 
