@@ -24,7 +24,7 @@ const LONG: Duration = Duration::from_secs(300);
 /// How far apart disturbances are at most.
 const STEP: Duration = Duration::from_millis(800);
 /// How often there is a checkpoint along the recording.
-const EVERY: &str = "300ms";
+const EVERY: &str = "150ms";
 
 /// What is typed, or who is asked from outside.
 #[derive(Clone, Copy, Debug)]

@@ -141,11 +141,14 @@ impl Cpu<'_> {
                 self.load_pdptrs(value)?;
             }
         }
-        let same_root = self.vcpu.mode.long && (self.vcpu.cr3 ^ value) & !PAGE_MASK == 0;
+        let (from, to) = (self.vcpu.cr3 & !PAGE_MASK, value & !PAGE_MASK);
         self.vcpu.cr3 = value;
         // Cached walks are right as long as they begin at the same table.
-        if !same_root {
-            self.vcpu.tlb.flush();
+        match self.vcpu.mode.long {
+            true if from == to => {}
+            true => self.vcpu.tlb.turn_to(from, to),
+            // They begin at PDPTRs, which are loaded each time.
+            false => self.vcpu.tlb.flush(),
         }
         Ok(())
     }

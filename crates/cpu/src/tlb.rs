@@ -1,13 +1,20 @@
-//! Cached page walks: linear page to RAM offset, per kind of access and privilege.
+//! Cached page walks: linear page to RAM offset, per address space, kind of access and privilege.
 //!
 //! The guest cannot see this TLB: a write to a page-table entry that a cached walk went through
 //! drops it (`Ram::table_writes`), so what an access does is always what a fresh walk would do.
-//! Flushing it at any time is therefore free of effect, and it is never saved.
+//! Flushing it at any time is therefore free of effect, and so is not flushing it: what was cached
+//! of an address space stays when another one is loaded. It is never saved.
+
+mod block;
+mod space;
+mod writers;
 
 use types::{PAGE_MASK, PAGE_SHIFT};
 
-/// Entries on each side; a power of two.
-const ENTRIES: usize = 4096;
+use block::{Entry, index_of, place};
+pub(crate) use space::Reach;
+use space::Space;
+use writers::{Writers, Writing};
 
 /// Accesses at CPL 3.
 pub const SIDE_USER: u8 = 0;
@@ -17,47 +24,11 @@ pub const SIDE_SUPERVISOR: u8 = 1;
 pub const SIDE_SUPERVISOR_ANY: u8 = 2;
 /// A side that caches nothing, so that every access is checked for alignment.
 pub const SIDE_NONE: u8 = 3;
-const SIDES: usize = 4;
 
-/// Words that an engine may use beside the entries; see [`layout::SCRATCH`].
-const SCRATCH_WORDS: usize = 128;
-/// Room between entries and words, in entries: the stack of generated code.
-const STACK_ENTRIES: usize = (64 << 10) / size_of::<Entry>();
-
-/// One cached walk: the linear address of the page for each kind of access that is allowed, or
-/// the entry's `never`.
-#[repr(C, align(32))]
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    read: u64,
-    write: u64,
-    exec: u64,
-    /// RAM offset of the page, plus the TLB's bias.
-    page: u64,
-}
-
-/// A tag that no address looked up in entry `index` has: another entry's page.
-const fn never(index: usize) -> u64 {
-    ((index ^ 1) as u64) << PAGE_SHIFT
-}
-
-const fn empty(index: usize) -> Entry {
-    let never = never(index);
-    Entry { read: never, write: never, exec: never, page: 0 }
-}
-
-/// Entries of all sides, and behind them a stack and room for an engine's own words, in the form
-/// of entries.
-const BLOCK_ENTRIES: usize = SIDES * ENTRIES + STACK_ENTRIES + SCRATCH_WORDS / 4;
-
-const fn place(side: u8, index: usize) -> usize {
-    side as usize % SIDES * ENTRIES + index % ENTRIES
-}
-
-/// Where generated code finds things in the block at [`Tlb::block`]. An entry is hit if its tag
-/// for the kind of access, exclusive-or the linear address, is an offset in a page.
+/// Where generated code finds things in the block at [`Tlb::block`](super::Tlb::block). An entry is
+/// hit if its tag for the kind of access, exclusive-or the linear address, is an offset in a page.
 pub mod layout {
-    use super::{ENTRIES, Entry, SIDES};
+    use super::block::{ENTRIES, Entry, SCRATCH_WORDS as WORDS, SIDES, STACK_ENTRIES};
     use std::mem::offset_of;
 
     /// Bytes of an entry; entry `page number % ENTRIES_COUNT` of a side is the one to look in.
@@ -74,9 +45,9 @@ pub mod layout {
     pub const PAGE: usize = offset_of!(Entry, page);
     /// Offset of the engine's own words; generated code's stack ends there, for it uses the stack
     /// pointer to address them.
-    pub const SCRATCH: usize = (SIDES * ENTRIES + super::STACK_ENTRIES) * ENTRY_SIZE;
+    pub const SCRATCH: usize = (SIDES * ENTRIES + STACK_ENTRIES) * ENTRY_SIZE;
     /// How many of them there are.
-    pub const SCRATCH_WORDS: usize = super::SCRATCH_WORDS;
+    pub const SCRATCH_WORDS: usize = WORDS;
 
     /// Offset of a side's first entry.
     pub const fn side(side: u8) -> usize {
@@ -95,41 +66,19 @@ pub struct Allowed {
     pub exec: bool,
 }
 
-/// Room for page-table pages that are remembered; a power of two.
-const TABLES: usize = 1024;
-/// Places where one may be.
-const PROBES: usize = 16;
-
-/// A page-table page that cached walks went through.
-#[derive(Clone, Copy, Default)]
-struct Table {
-    /// [`Tlb::flushes`] when this was noted; another number means nothing is known.
-    flushes: u64,
-    page: usize,
-    /// Unless it is too much to be forgotten piece by piece, or walks differ.
-    reach: Option<Reach>,
-}
-
-/// What the entries of a page-table page are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reach {
-    /// Linear address that entry 0 is for.
-    pub(crate) first: u64,
-    /// Each entry is for two to the power of this bytes.
-    pub(crate) shift: u32,
-}
+/// Address spaces of which walks are kept.
+const SPACES_MAX: usize = 8;
 
 /// The TLB of one vCPU.
 pub struct Tlb {
-    block: Box<[Entry; BLOCK_ENTRIES]>,
-    /// Side and index of each entry that is not empty, in the order they were filled.
-    filled: Vec<(u8, u16)>,
+    spaces: Vec<Space>,
+    /// The one in use.
+    current: usize,
+    /// How often another one was put to use.
+    turns: u64,
+    writers: Writers,
     bias: u64,
     changes: u64,
-    flushes: u64,
-    tables: Box<[Table; TABLES]>,
-    /// More page-table pages were walked than are remembered.
-    tables_lost: bool,
     /// `Ram::table_writes` when the entries were last known right.
     pub(crate) table_writes: u64,
 }
@@ -143,25 +92,21 @@ impl Default for Tlb {
 impl Tlb {
     /// An empty TLB.
     pub fn new() -> Tlb {
-        let entries: Vec<Entry> = (0..BLOCK_ENTRIES).map(|at| empty(at % ENTRIES)).collect();
-        let block = entries.into_boxed_slice().try_into();
-        let block = block.unwrap_or_else(|_| unreachable!("length is BLOCK_ENTRIES"));
         Tlb {
-            block,
-            filled: Vec::new(),
+            spaces: vec![Space::new()],
+            current: 0,
+            turns: 0,
+            writers: Writers::default(),
             bias: 0,
             changes: 0,
-            flushes: 1,
-            tables: Box::new([Table::default(); TABLES]),
-            tables_lost: false,
             table_writes: 0,
         }
     }
 
-    /// The entries and the engine's own words, for generated code; see [`layout`]. Good as long
-    /// as the TLB lives.
+    /// The entries in use and the engine's own words, for generated code; see [`layout`]. Good
+    /// until another address space is put to use.
     pub fn block(&mut self) -> *mut u8 {
-        (&raw mut *self.block).cast()
+        self.spaces[self.current].block.start()
     }
 
     /// Makes entries hold `bias` more than RAM offsets: a host address, where code is generated.
@@ -173,13 +118,12 @@ impl Tlb {
     }
 
     #[inline(always)]
-    fn entry(&self, side: u8, gva: u64) -> &Entry {
-        let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
-        &self.block[place(side, index)]
+    fn entry(&self, side: u8, gva: u64) -> Entry {
+        self.spaces[self.current].block.get(place(side, index_of(gva)))
     }
 
     #[inline(always)]
-    fn offset(&self, entry: &Entry, gva: u64) -> u64 {
+    fn offset(&self, entry: Entry, gva: u64) -> u64 {
         (entry.page | (gva & PAGE_MASK)).wrapping_sub(self.bias)
     }
 
@@ -209,23 +153,11 @@ impl Tlb {
         if side == SIDE_NONE {
             return;
         }
-        let tag = gva & !PAGE_MASK;
-        let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
-        let entry = &mut self.block[place(side, index)];
-        if *entry == empty(index) {
-            self.filled.push((side, index as u16));
+        if allowed.write {
+            self.writers.add((offset >> PAGE_SHIFT) as usize, (self.current, side, index_of(gva)));
         }
         let page = offset.wrapping_add(self.bias);
-        let (never, same) = (never(index), entry.page == page);
-        let keep = |old: u64| if old == tag && same { tag } else { never };
-        let merged = |allow: bool, old: u64| if allow { tag } else { keep(old) };
-        let merged = Entry {
-            read: merged(allowed.read, entry.read),
-            write: merged(allowed.write, entry.write),
-            exec: merged(allowed.exec, entry.exec),
-            page,
-        };
-        *entry = merged;
+        self.spaces[self.current].insert(side, gva & !PAGE_MASK, page, allowed);
     }
 
     /// Counts up when something that was allowed may not be any more.
@@ -236,95 +168,122 @@ impl Tlb {
     /// Forgets everything.
     pub fn flush(&mut self) {
         self.changes += 1;
-        self.flushes += 1;
-        self.tables_lost = false;
-        for (side, index) in self.filled.drain(..) {
-            self.block[place(side, index as usize)] = empty(index as usize);
+        for space in &mut self.spaces {
+            space.flush();
+            space.root = None;
         }
+    }
+
+    /// From the address space whose first page table is at physical address `from`, to that of the
+    /// one at `to`; everything else that decides what a walk comes to is the same.
+    pub(crate) fn turn_to(&mut self, from: u64, to: u64) {
+        self.changes += 1;
+        self.turns += 1;
+        self.spaces[self.current].root = Some(from);
+        let known = self.spaces.iter().position(|space| space.root == Some(to));
+        self.current = known.unwrap_or_else(|| self.clear_space());
+        let space = &mut self.spaces[self.current];
+        // What it is for from now on, the vCPU knows.
+        (space.root, space.turn) = (None, self.turns);
+    }
+
+    /// A space in which nothing is cached: a new one, or the one out of use for longest.
+    fn clear_space(&mut self) -> usize {
+        if self.spaces.len() < SPACES_MAX {
+            self.spaces.push(Space::new());
+            return self.spaces.len() - 1;
+        }
+        let others = self.spaces.iter().enumerate().filter(|(at, _)| *at != self.current);
+        let (oldest, _) = others.min_by_key(|(_, space)| space.turn).expect("there are others");
+        self.spaces[oldest].flush();
+        oldest
     }
 
     /// Notes that a walk read an entry of the RAM page at index `page`.
     pub(crate) fn note_table(&mut self, page: usize, reach: Option<Reach>) {
-        let flushes = self.flushes;
-        let found = self.places(page).find(|&at| {
-            let table = &self.tables[at];
-            table.flushes != flushes || table.page == page
-        });
-        let Some(at) = found else {
-            self.tables_lost = true;
-            return;
-        };
-        let table = &mut self.tables[at];
-        if table.flushes != flushes {
-            *table = Table { flushes, page, reach };
-        } else if table.reach != reach {
-            table.reach = None;
-        }
-    }
-
-    /// Where among the tables `page` may be.
-    fn places(&self, page: usize) -> impl Iterator<Item = usize> + use<> {
-        (0..PROBES).map(move |probe| (page + probe) % TABLES)
+        self.spaces[self.current].note_table(page, reach);
     }
 
     /// Forgets what was derived from entry `index` of the RAM page at index `page`, or from all of
-    /// its entries; everything if it is not known what that is.
+    /// its entries; everything of an address space if it is not known what that is.
     pub(crate) fn forget(&mut self, page: usize, index: Option<u16>) {
-        if self.tables_lost {
-            return self.flush();
+        let mut forgotten = false;
+        for space in &mut self.spaces {
+            forgotten |= space.forget(page, index);
         }
-        let known = self.places(page).map(|at| self.tables[at]);
-        let mut current = known.take_while(|table| table.flushes == self.flushes);
-        let Some(table) = current.find(|table| table.page == page) else {
-            // No walk came through it since all were forgotten.
-            return;
-        };
-        let pages = match (table.reach, index) {
-            (Some(Reach { first, shift: PAGE_SHIFT }), None) => (first, 512),
-            (Some(Reach { first, shift }), Some(index)) => {
-                (first + (u64::from(index) << shift), 1 << (shift - PAGE_SHIFT))
-            }
-            _ => return self.flush(),
-        };
-        self.changes += 1;
-        for gva in (0..pages.1).map(|page| pages.0 + (page << PAGE_SHIFT)) {
-            for side in 0..SIDE_NONE {
-                self.forget_page(side, gva);
-            }
-        }
-    }
-
-    fn forget_page(&mut self, side: u8, gva: u64) {
-        let index = (gva >> PAGE_SHIFT) as usize % ENTRIES;
-        let never = never(index);
-        // It stays different from an empty entry, being in the list of filled ones.
-        let entry = &mut self.block[place(side, index)];
-        for tag in [&mut entry.read, &mut entry.write, &mut entry.exec] {
-            if *tag == gva {
-                *tag = never;
-            }
-        }
+        self.changes += u64::from(forgotten);
     }
 
     /// Forgets that stores to the RAM page at index `page` are allowed.
     pub fn revoke_write(&mut self, page: usize) {
         self.changes += 1;
-        let page = ((page as u64) << PAGE_SHIFT).wrapping_add(self.bias);
-        for &(side, index) in &self.filled {
-            let entry = &mut self.block[place(side, index as usize)];
-            if entry.page == page {
-                entry.write = never(index as usize);
+        let held = ((page as u64) << PAGE_SHIFT).wrapping_add(self.bias);
+        match self.writers.take(page) {
+            Writing::Nobody => {}
+            Writing::One((space, side, index)) => {
+                self.spaces[space].revoke_write_at(side, index, held);
             }
+            Writing::Several => self.spaces.iter_mut().for_each(|space| space.revoke_write(held)),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::block::ENTRIES;
+    use super::space::{PROBES, TABLES};
     use super::*;
 
     const ALL: Allowed = Allowed { read: true, write: true, exec: true };
     const KERNEL: u64 = 0xffff_ffff_8123_4000;
+
+    #[test]
+    fn tlb_keeps_what_was_cached_of_address_spaces_that_come_back() {
+        let (a, b) = (0x1000, 0x2000);
+        let mut tlb = Tlb::new();
+        tlb.insert(SIDE_USER, KERNEL, 0x7000, ALL);
+        tlb.note_table(5, Some(Reach { first: KERNEL & !0x1f_ffff, shift: 12 }));
+        let before = tlb.changes();
+        tlb.turn_to(a, b);
+        assert!(tlb.changes() > before);
+        assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), None);
+        tlb.insert(SIDE_USER, KERNEL, 0x9000, ALL);
+        tlb.turn_to(b, a);
+        assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), Some(0x7000));
+        // What is taken is taken in all of them.
+        tlb.revoke_write(7);
+        tlb.revoke_write(9);
+        tlb.turn_to(a, b);
+        assert_eq!(tlb.lookup_write(SIDE_USER, KERNEL), None);
+        assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), Some(0x9000));
+        tlb.forget(5, Some((KERNEL >> 12) as u16 & 511));
+        assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), Some(0x9000), "no walk of it went there");
+        tlb.turn_to(b, a);
+        assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), None);
+        tlb.turn_to(a, b);
+        tlb.flush();
+        tlb.turn_to(b, a);
+        tlb.turn_to(a, b);
+        assert_eq!(tlb.lookup_read(SIDE_USER, KERNEL), None);
+    }
+
+    #[test]
+    fn tlb_forgets_the_address_space_out_of_use_for_longest() {
+        let mut tlb = Tlb::new();
+        let root = |number: usize| 0x1000 * number as u64;
+        for number in 0..=SPACES_MAX {
+            tlb.insert(SIDE_USER, KERNEL, root(number), ALL);
+            tlb.turn_to(root(number), root(number + 1));
+        }
+        let held = |tlb: &Tlb| tlb.lookup_read(SIDE_USER, KERNEL);
+        assert_eq!(held(&tlb), None);
+        tlb.turn_to(root(SPACES_MAX + 1), root(SPACES_MAX));
+        assert_eq!(held(&tlb), Some(root(SPACES_MAX)));
+        tlb.turn_to(root(SPACES_MAX), root(2));
+        assert_eq!(held(&tlb), Some(root(2)));
+        tlb.turn_to(root(2), root(0));
+        assert_eq!(held(&tlb), None);
+    }
 
     #[test]
     fn tlb_hit_gives_offset_until_flush() {

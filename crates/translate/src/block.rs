@@ -12,6 +12,7 @@ use iced_x86::{Encoder, InstructionInfoFactory, Mnemonic};
 
 use crate::assembler::{Assembler, Form, Op, condition};
 use crate::classify::{Class, Mode, Unit};
+use crate::flags::Redo;
 use crate::group::{Group, Member};
 use crate::layout::{self, Flags, host};
 use crate::mirror::Mirrors;
@@ -33,6 +34,7 @@ pub(crate) struct Unsupported;
 pub(crate) type Emitted = Result<(), Unsupported>;
 
 /// Code that is not on the straight path, to be put behind the block.
+#[derive(Clone, Copy)]
 pub(crate) enum Stub {
     /// Leaves by a site, saving the flags first if they are in RFLAGS.
     Leave { jump: usize, site: Site, flags: Flags },
@@ -50,6 +52,7 @@ pub(crate) enum Stub {
 /// What translations of many blocks share.
 pub(crate) struct Workshop {
     pub(crate) encoder: Encoder,
+    pub(crate) paper: Paper,
     pub(crate) factory: InstructionInfoFactory,
     pub(crate) trampolines: Trampolines,
     pub(crate) options: Options,
@@ -58,6 +61,17 @@ pub(crate) struct Workshop {
     /// Address of the table of indirect branches by side of the TLB, in the mode of the block
     /// being made otherwise.
     pub(crate) tables: [u64; 4],
+}
+
+/// Memory for the next block: what the one before was made in.
+#[derive(Default)]
+pub(crate) struct Paper {
+    insns: Vec<Planned>,
+    code: Vec<u8>,
+    sites: Vec<Site>,
+    faults: Vec<FaultSite>,
+    stubs: Vec<Stub>,
+    redos: Vec<Redo>,
 }
 
 /// A block in the making.
@@ -73,7 +87,7 @@ pub(crate) struct Emitter<'a> {
     stubs: Vec<Stub>,
     pub(crate) flags: Flags,
     /// Code that makes flags once more, and which of it makes those in RFLAGS.
-    redos: Vec<Vec<u8>>,
+    redos: Vec<Redo>,
     redo: Option<u8>,
     pub(crate) mirrors: Mirrors,
     /// Branches that were taken off the budget and have not retired yet.
@@ -114,34 +128,53 @@ pub(crate) fn translate(
     source: &Source<'_>,
     place: Place,
 ) -> Block {
-    let mut plan = plan::discover(workshop.options, mode, variant, source);
     let options = workshop.options;
+    let insns = emptied(&mut workshop.paper.insns);
+    let mut plan = plan::discover(options, mode, variant, source, &mut workshop.factory, insns);
     if variant == Variant::Fast && options.groups && !options.always_slow && source.next.is_none() {
-        plan.group(&mut workshop.factory);
+        plan.group();
     }
     loop {
-        plan.find_flags(&mut workshop.factory);
+        plan.find_flags();
         let mut emitter = Emitter::new(workshop, mode, place);
         match emitter.block(&plan, source) {
             Ok(()) => return emitter.finish(plan),
-            Err(index) => plan.step(index, &mut workshop.factory),
+            Err(index) => plan.step(index),
         }
+    }
+}
+
+/// The vector, which is left without memory, without what it held.
+fn emptied<T>(vector: &mut Vec<T>) -> Vec<T> {
+    let mut taken = std::mem::take(vector);
+    taken.clear();
+    taken
+}
+
+impl Workshop {
+    /// Takes back the memory of a block that was put into code memory.
+    pub(crate) fn recycle(&mut self, block: Block) {
+        let Block { code, sites, faults, .. } = block;
+        (self.paper.code, self.paper.sites, self.paper.faults) = (code, sites, faults);
     }
 }
 
 impl<'a> Emitter<'a> {
     fn new(workshop: &'a mut Workshop, mode: Mode, place: Place) -> Emitter<'a> {
+        let paper = &mut workshop.paper;
+        let (sites, faults) = (emptied(&mut paper.sites), emptied(&mut paper.faults));
+        let (stubs, redos) = (emptied(&mut paper.stubs), emptied(&mut paper.redos));
         Emitter {
-            code: Assembler::default(),
+            code: Assembler { bytes: emptied(&mut paper.code) },
             workshop,
             mode,
             origin: place.origin,
             first_site: place.first_site,
-            sites: Vec::new(),
-            faults: Vec::new(),
-            stubs: Vec::new(),
+            sites,
+            faults,
+            stubs,
             flags: Flags::Saved,
-            redos: Vec::new(),
+            redos,
             redo: None,
             mirrors: Mirrors::default(),
             unretired: 0,
@@ -354,7 +387,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Flags are in RFLAGS now; `redo` makes them once more, for who leaves.
-    pub(crate) fn made_flags(&mut self, redo: Option<Vec<u8>>) {
+    pub(crate) fn made_flags(&mut self, redo: Option<Redo>) {
         self.flags = Flags::Host;
         self.redo = redo.and_then(|redo| {
             let number = u8::try_from(self.redos.len()).ok()?;
@@ -440,14 +473,12 @@ impl<'a> Emitter<'a> {
         self.code.bytes[at..at + 4].copy_from_slice(&(displacement as i32).to_le_bytes());
     }
 
+    /// Stubs may have stubs.
     fn emit_stubs(&mut self) {
         let mut done = 0;
-        while done < self.stubs.len() {
-            let stubs = std::mem::take(&mut self.stubs);
-            done = 0;
-            for stub in stubs {
-                self.emit_stub(stub);
-            }
+        while let Some(&stub) = self.stubs.get(done) {
+            self.emit_stub(stub);
+            done += 1;
         }
     }
 
@@ -518,8 +549,11 @@ impl<'a> Emitter<'a> {
 
     fn finish(self, plan: Plan) -> Block {
         assert!(self.code.bytes.len() <= BLOCK_BYTES_MAX);
-        let Emitter { code, sites, faults, .. } = self;
+        let Emitter { code, workshop, sites, faults, stubs, redos, .. } = self;
         let Plan { insns, extents, .. } = plan;
-        Block { code: code.bytes, sites, faults, insns: insns.len(), extents }
+        let count = insns.len();
+        let paper = &mut workshop.paper;
+        (paper.insns, paper.stubs, paper.redos) = (insns, stubs, redos);
+        Block { code: code.bytes, sites, faults, insns: count, extents }
     }
 }

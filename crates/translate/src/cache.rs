@@ -18,7 +18,7 @@ use native::signal::Watch;
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::block::{self, BLOCK_BYTES_MAX, Block, Place, SAVED_ENTRY, Workshop};
+use crate::block::{self, BLOCK_BYTES_MAX, Block, Paper, Place, SAVED_ENTRY, Workshop};
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
@@ -157,6 +157,7 @@ impl Cache {
             regions: Regions::new(first, size),
             workshop: Workshop {
                 encoder: Encoder::new(64),
+                paper: Paper::default(),
                 factory: InstructionInfoFactory::new(),
                 trampolines,
                 options,
@@ -438,7 +439,8 @@ impl Cache {
         let entry = at as u32 + SAVED_ENTRY;
         region.made.push(Made { page, key, entry });
         self.code.write(at, &block.code);
-        self.regions.add(block.sites, block.faults);
+        self.regions.add(&block.sites, &block.faults);
+        self.workshop.recycle(block);
         Translation { entry, size: size as u32 }
     }
 

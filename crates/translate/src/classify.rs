@@ -6,7 +6,7 @@ use iced_x86::{
     Code, CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, RflagsBits,
 };
 
-use crate::string;
+use crate::{string, system};
 
 /// Everything about the vCPU that a translation depends on; constant while translated code runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +90,7 @@ pub(crate) enum Class {
         /// The register file besides the general one.
         unit: Unit,
     },
-    /// CLI, STI, CLD, STD, PUSHF, SWAPGS, CLAC, STAC.
+    /// CLI, STI, CLD, STD, PUSHF, SWAPGS, CLAC, STAC, MOV from segment registers.
     System,
     /// MOVS, STOS, LODS, SCAS and CMPS.
     String,
@@ -152,6 +152,7 @@ pub(crate) fn classify(instruction: &Instruction, mode: Mode) -> Class {
         Lea => return Class::Address,
         Cli | Sti | Swapgs | Clac | Stac if mode.kernel => return Class::System,
         Cld | Std | Pushfq => return Class::System,
+        Mov if system::read_selector(instruction).is_some() => return Class::System,
         Jmp | Call | Ret | Loop | Loope | Loopne | Jrcxz => return branch(instruction),
         _ if instruction.is_jcc_short_or_near() => return branch(instruction),
         _ if string::is_translated(instruction) => return Class::String,

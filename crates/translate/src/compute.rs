@@ -3,11 +3,13 @@
 
 use cpu::Access;
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
+use smallvec::SmallVec;
 
 use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::Unit;
+use crate::effects::{Effects, is_read};
 use crate::flags;
 use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
 use crate::plan::Planned;
@@ -27,8 +29,11 @@ struct Placing {
     instruction: Instruction,
     /// Guest RAX is in host RAX for the instruction.
     natural_rax: bool,
-    moved: Vec<Moved>,
+    moved: SmallVec<[Moved; 4]>,
 }
+
+/// Scratch registers that an instruction uses.
+type Taken = SmallVec<[u8; 4]>;
 
 /// The code whose operands can be renamed.
 fn general_form(code: Code) -> Code {
@@ -181,9 +186,9 @@ impl Emitter<'_> {
             Some(_) => self.free(host::RDI),
             None => self.end_mirrors(),
         }
-        let mut placing = self.place_registers(guest, memory)?;
+        let mut placing = self.place_registers(planned, memory)?;
         if memory {
-            let access = self.memory_access(guest)?;
+            let access = memory_access(planned)?;
             let displacement = self.operand(planned, access)?;
             set_displacement(&mut placing.instruction, displacement);
         } else if placing.moved.iter().all(|moved| moved.to != host::RDI) {
@@ -307,19 +312,9 @@ impl Emitter<'_> {
         result.map(|_| ()).map_err(|_| Unsupported)
     }
 
-    fn memory_access(&mut self, guest: &Instruction) -> Result<Access, Unsupported> {
-        let info = self.workshop.factory.info(guest);
-        let [used] = info.used_memory() else { return Err(Unsupported) };
-        match used.access() {
-            OpAccess::Read | OpAccess::CondRead => Ok(Access::Read),
-            OpAccess::None | OpAccess::NoMemAccess => Err(Unsupported),
-            _ => Ok(Access::Write),
-        }
-    }
-
     /// Makes one register operand that is kept in a word a memory operand, where the instruction
     /// has a form for it that does the same; which one.
-    fn use_word(&mut self, instruction: &mut Instruction) -> Option<u32> {
+    fn use_word(&self, effects: &Effects, instruction: &mut Instruction) -> Option<u32> {
         use Mnemonic::*;
         // With memory these do something else, or other accesses.
         if matches!(instruction.mnemonic(), Bt | Bts | Btr | Btc | Xchg | Xadd | Cmpxchg) {
@@ -349,8 +344,7 @@ impl Emitter<'_> {
         if !takes_memory(&other, op) {
             other.set_code(mirrored(other.code())?);
         }
-        let access = self.workshop.factory.info(&other).op_access(op);
-        let writes = !matches!(access, OpAccess::Read | OpAccess::CondRead);
+        let writes = !is_read(effects.operand(op));
         if !takes_memory(&other, op) {
             return None;
         }
@@ -368,11 +362,8 @@ impl Emitter<'_> {
         Some(op)
     }
 
-    fn place_registers(
-        &mut self,
-        guest: &Instruction,
-        memory: bool,
-    ) -> Result<Placing, Unsupported> {
+    fn place_registers(&mut self, planned: &Planned, memory: bool) -> Result<Placing, Unsupported> {
+        let guest = &planned.instruction;
         let mut instruction = *guest;
         instruction.set_code(general_form(guest.code()));
         instruction.set_segment_prefix(Register::None);
@@ -390,18 +381,32 @@ impl Emitter<'_> {
         let high_byte = gpr_operands(guest).any(|(_, register)| is_high_byte(register));
         let names_rax = gpr_operands(guest).any(|(_, register)| number(register) == 0);
         let natural_rax = has_implicit_rax(guest) || (high_byte && names_rax);
-        let in_word = if memory || high_byte { None } else { self.use_word(&mut instruction) };
-        let mut placing = Placing { instruction, natural_rax, moved: Vec::new() };
-        let mut taken = if memory { vec![host::RDI] } else { Vec::new() };
+        let effects = &planned.effects;
+        let in_word =
+            if memory || high_byte { None } else { self.use_word(effects, &mut instruction) };
+        let mut placing = Placing { instruction, natural_rax, moved: SmallVec::new() };
+        let mut taken = Taken::new();
+        if memory {
+            taken.push(host::RDI);
+        }
         for (op, register) in gpr_operands(guest) {
             if is_high_byte(register) || in_word == Some(op) {
                 continue;
             }
-            let access = self.workshop.factory.info(guest).op_access(op);
+            let access = effects.operand(op);
             let to = placing.place(self, register, access, high_byte, &mut taken, guest)?;
             placing.instruction.set_op_register(op, sized(to, register));
         }
         Ok(placing)
+    }
+}
+
+/// What it needs of its memory operand's page.
+fn memory_access(planned: &Planned) -> Result<Access, Unsupported> {
+    match planned.effects.memory {
+        None | Some(OpAccess::None | OpAccess::NoMemAccess) => Err(Unsupported),
+        Some(access) if is_read(access) => Ok(Access::Read),
+        Some(_) => Ok(Access::Write),
     }
 }
 
@@ -413,7 +418,7 @@ impl Placing {
         register: Register,
         access: OpAccess,
         high_byte: bool,
-        taken: &mut Vec<u8>,
+        taken: &mut Taken,
         guest: &Instruction,
     ) -> Result<u8, Unsupported> {
         let home = HOME[usize::from(number(register))];
@@ -427,7 +432,7 @@ impl Placing {
         }
         let keeps = matches!(guest.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
         let load = access != OpAccess::Write || register.size() < 4 || keeps;
-        let store = access != OpAccess::Read && access != OpAccess::CondRead;
+        let store = !is_read(access);
         let same = self.moved.iter_mut().find(|moved| moved.guest == number(register));
         if let Some(moved) = same {
             moved.load |= load;

@@ -3,11 +3,7 @@
 use std::io::Write;
 use std::num::NonZeroU32;
 
-use cpu::tlb::layout as tlb;
-use cpu::{
-    Access, Activity, Cpu, Engine, Exit, Place, Registers, Seg, Shadow, StatusFlags, Vcpu, flag,
-    gpr,
-};
+use cpu::{Access, Activity, Cpu, Engine, Exit, Registers, Shadow, StatusFlags, Vcpu};
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
@@ -17,6 +13,7 @@ use crate::classify::Mode;
 use crate::fallback::{Fallbacks, Reason};
 use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
+use crate::leaving::Leaving;
 use crate::options::Options;
 use crate::plan::Variant;
 use crate::site::{SITE_FAULT, SITE_LOOKUP, Site, SiteId, Why};
@@ -253,6 +250,7 @@ impl Translator {
         words.set(layout::INSTRUCTIONS, 0);
         words.set(layout::VECTORS, 0);
         words.set(layout::X87, 0);
+        words.set(layout::HOST_MXCSR, HOST_MXCSR);
         let mut leaving = Leaving { cpu, until, mode, words };
         leaving.refresh();
         let mut entry = entry;
@@ -429,79 +427,6 @@ impl Translator {
     }
 }
 
-/// A vCPU that just left translated code.
-struct Leaving<'a, 'c> {
-    cpu: &'a mut Cpu<'c>,
-    until: u64,
-    mode: Mode,
-    words: Words,
-}
-
-impl Leaving<'_, '_> {
-    /// Copies to the words what instructions of the fall-back engine may change.
-    fn refresh(&self) {
-        let vcpu = &*self.cpu.vcpu;
-        self.words.set(layout::FS_BASE, vcpu.mode.bases[Seg::Fs as usize]);
-        self.words.set(layout::GS_BASE, vcpu.mode.bases[Seg::Gs as usize]);
-        let waits = vcpu.regs.rflags_other & flag::IF == 0 && self.cpu.interrupt_waits();
-        self.words.set(layout::INTERRUPT_WAITS, u64::from(waits));
-    }
-
-    /// Whether a waiting x87 instruction would raise #MF, which comes before its access.
-    fn x87_exception_waits(&self) -> bool {
-        self.cpu.vcpu.regs.fx.fsw() & 0x80 != 0
-    }
-
-    /// Whether the access is the fetch after a branch that the run ends with: it is not done then.
-    fn ends_with_fetch(&self, access: Access, site: Site) -> bool {
-        access == Access::Exec && site.unretired == 1 && self.words.get(layout::BUDGET) == 0
-    }
-
-    /// Whether the vCPU is as translated code expects it.
-    fn is_undisturbed(&self) -> bool {
-        let vcpu = &*self.cpu.vcpu;
-        vcpu.activity == Activity::Running && !vcpu.attention && !vcpu.needs_step()
-    }
-
-    /// Makes RIP and the branch count right after a branch to another page; the new RIP.
-    fn arrived(&mut self) -> u64 {
-        let page = self.words.get(layout::PAGE);
-        let rip = page + (self.words.get(layout::EXIT_ADDRESS) & PAGE_MASK);
-        self.settle(rip, 0);
-        rip
-    }
-
-    /// Makes RIP and the branch count right.
-    fn settle(&mut self, rip: u64, unretired: u8) {
-        self.cpu.vcpu.regs.gpr[gpr::RIP] = rip;
-        let left = self.words.get(layout::BUDGET).wrapping_add(u64::from(unretired));
-        self.cpu.vcpu.branches = self.until - left;
-    }
-
-    /// Caches the walk for the access that missed; false if only the fall-back engine can do it.
-    fn fill(&mut self, access: Access, size: u64) -> bool {
-        let side = self.cpu.vcpu.mode.walk_side;
-        let field = match access {
-            Access::Read => tlb::READ,
-            Access::Write => tlb::WRITE,
-            Access::Exec => tlb::EXEC,
-        };
-        let entry = tlb::side(side) + self.words.get(layout::EXIT_INDEX) as usize;
-        let tag = self.words.get(layout::in_block(entry + field));
-        let gva = self.words.get(layout::EXIT_ADDRESS) ^ tag;
-        if (gva & PAGE_MASK) + size > PAGE_SIZE || !self.cpu.is_valid_linear(gva) {
-            return false;
-        }
-        let Ok(Place::Ram(_)) = self.cpu.translate(side, gva, access) else { return false };
-        let tlb = &self.cpu.vcpu.tlb;
-        match access {
-            Access::Read => tlb.lookup_read(side, gva).is_some(),
-            Access::Write => tlb.lookup_write(side, gva).is_some(),
-            Access::Exec => tlb.lookup_exec(side, gva).is_some(),
-        }
-    }
-}
-
 fn enter(cache: &Cache, vcpu: &mut Vcpu, entry: u32) {
     let (base, at) = (cache.base(), cache.trampolines().enter);
     let words = Words::of(vcpu).0 as u64;
@@ -530,10 +455,9 @@ fn boundary(vcpu: &Vcpu, until: u64) -> Option<Exit> {
     (vcpu.branches >= until).then_some(Exit::Reached)
 }
 
-/// Makes TLB and words ready for generated code.
+/// Makes the TLB ready for generated code.
 fn prepare(cpu: &mut Cpu<'_>) {
     cpu.vcpu.tlb.set_bias(cpu.ram.base().as_ptr() as u64);
-    Words::of(cpu.vcpu).set(layout::HOST_MXCSR, HOST_MXCSR);
 }
 
 impl Engine for Translator {

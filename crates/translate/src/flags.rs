@@ -4,19 +4,18 @@
 //! Where only such places ask for them, and the instruction that made them can be done once more,
 //! the way out does that ([`Planned::redone`]) and the straight path keeps nothing.
 
-use iced_x86::{
-    Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
-};
+use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind, Register};
+use smallvec::SmallVec;
 
 use crate::address::number;
 use crate::classify::{Class, Unit};
 use crate::compute::may_fault;
 use crate::group::Group;
-use crate::plan::{Plan, Planned};
+use crate::plan::{INSTRUCTION_SIZE_MAX, Plan, Planned};
 
 impl Plan {
     /// Notes in each instruction who needs the flags.
-    pub(crate) fn find_flags(&mut self, factory: &mut InstructionInfoFactory) {
+    pub(crate) fn find_flags(&mut self) {
         let mut live = true;
         for index in (0..self.insns.len()).rev() {
             let planned = &mut self.insns[index];
@@ -28,13 +27,13 @@ impl Plan {
         for index in 0..self.insns.len() {
             self.insns[index].redone = can_be_redone(&self.insns[index].instruction)
                 && self.insns[index].class == (Class::Compute { unit: Unit::Integer })
-                && self.only_misses_ask(index, factory);
+                && self.only_misses_ask(index);
         }
     }
 
     /// Whether the flags that the instruction at `index` makes are asked for by nobody but who
     /// leaves at a lookup, and what it needs to be done again is still there then.
-    fn only_misses_ask(&self, index: usize, factory: &mut InstructionInfoFactory) -> bool {
+    fn only_misses_ask(&self, index: usize) -> bool {
         let inputs = general_operands(&self.insns[index].instruction);
         let (mut looked_up, mut lost) = (false, false);
         for (at, planned) in self.insns.iter().enumerate().skip(index + 1) {
@@ -51,7 +50,7 @@ impl Plan {
                 User::Changes => return looked_up && !planned.flags_after,
                 User::Reads | User::None => {}
             }
-            lost = lost || written(&planned.instruction, factory) & inputs != 0;
+            lost = lost || planned.effects.written & inputs != 0;
         }
         false
     }
@@ -139,16 +138,6 @@ fn general_operands(instruction: &Instruction) -> u16 {
     registers.filter(|register| register.is_gpr()).fold(0, |bits, one| bits | 1 << number(one))
 }
 
-/// The general registers it writes.
-fn written(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> u16 {
-    let used = factory.info(instruction).used_registers();
-    let writes = used.iter().filter(|used| {
-        let reads = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-        used.register().is_gpr() && !reads
-    });
-    writes.fold(0, |bits, one| bits | 1 << number(one.register()))
-}
-
 fn can_be_redone(instruction: &Instruction) -> bool {
     use Mnemonic::*;
     let named = |op| instruction.op_register(op);
@@ -163,8 +152,11 @@ fn can_be_redone(instruction: &Instruction) -> bool {
         && !(0..2).any(|op| high(named(op)) || named(op) == Register::DH)
 }
 
+/// At most two instructions.
+pub(crate) type Redo = SmallVec<[u8; 2 * INSTRUCTION_SIZE_MAX]>;
+
 /// Code that sets the flags as `made` did, which has been done, and changes nothing else.
-pub(crate) fn redo(encoder: &mut Encoder, made: &Instruction) -> Option<Vec<u8>> {
+pub(crate) fn redo(encoder: &mut Encoder, made: &Instruction) -> Option<Redo> {
     use Mnemonic::*;
     let steps: &[Instruction] = match made.mnemonic() {
         Cmp | Test => &[*made],
@@ -186,8 +178,11 @@ pub(crate) fn redo(encoder: &mut Encoder, made: &Instruction) -> Option<Vec<u8>>
         _ => return None,
     };
     let encoded = steps.iter().all(|step| encoder.encode(step, 0).is_ok());
-    let bytes = encoder.take_buffer();
-    encoded.then_some(bytes)
+    let mut bytes = encoder.take_buffer();
+    let redo = encoded.then(|| Redo::from_slice(&bytes));
+    bytes.clear();
+    encoder.set_buffer(bytes);
+    redo
 }
 
 /// SUB for ADD and ADD for SUB.

@@ -1,10 +1,11 @@
 //! Which accesses of a block share one lookup in the TLB: those at constant distances from each
 //! other, by value numbers of the registers in their addresses.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::address::number;
 use crate::classify::Class;
+use crate::effects::is_read;
 use crate::flags;
 use crate::plan::Planned;
 
@@ -47,8 +48,8 @@ pub(crate) struct Group {
 }
 
 /// Finds the groups of a block and notes in its instructions which they are in.
-pub(crate) fn find(insns: &mut [Planned], factory: &mut InstructionInfoFactory) -> Vec<Group> {
-    Grouping::default().find(insns, factory)
+pub(crate) fn find(insns: &mut [Planned]) -> Vec<Group> {
+    Grouping::default().find(insns)
 }
 
 /// A value number and a constant distance from it.
@@ -122,12 +123,12 @@ fn whole(register: Register) -> Option<usize> {
 }
 
 impl Grouping {
-    fn find(mut self, insns: &mut [Planned], factory: &mut InstructionInfoFactory) -> Vec<Group> {
+    fn find(mut self, insns: &mut [Planned]) -> Vec<Group> {
         for (index, planned) in insns.iter_mut().enumerate() {
             (planned.operand, planned.stack) = (None, None);
-            self.operand(index, planned, factory);
+            self.operand(index, planned);
             self.stack(index, planned);
-            self.change(planned, factory);
+            self.change(planned);
             self.branched |= planned.class == Class::Branch;
             if matches!(planned.class, Class::Step | Class::String | Class::System) {
                 // What was looked up before may not be right after it.
@@ -159,7 +160,7 @@ impl Grouping {
     }
 
     /// The explicit memory operand.
-    fn operand(&mut self, index: usize, planned: &Planned, factory: &mut InstructionInfoFactory) {
+    fn operand(&mut self, index: usize, planned: &Planned) {
         let instruction = &planned.instruction;
         let accesses = matches!(planned.class, Class::Compute { .. })
             || matches!(planned.class, Class::Stack | Class::Branch)
@@ -172,9 +173,9 @@ impl Grouping {
             return;
         }
         let write = match planned.class {
-            Class::Compute { .. } => match factory.info(instruction).used_memory() {
-                [used] => !matches!(used.access(), OpAccess::Read | OpAccess::CondRead),
-                _ => return,
+            Class::Compute { .. } => match planned.effects.memory {
+                Some(access) => !is_read(access),
+                None => return,
             },
             _ => false,
         };
@@ -265,7 +266,7 @@ impl Grouping {
     }
 
     /// What the instruction does to the registers' values.
-    fn change(&mut self, planned: &Planned, factory: &mut InstructionInfoFactory) {
+    fn change(&mut self, planned: &Planned) {
         let instruction = &planned.instruction;
         let target = (instruction.op0_kind() == OpKind::Register)
             .then(|| whole(instruction.op0_register()))
@@ -274,18 +275,18 @@ impl Grouping {
             (Class::Stack, Mnemonic::Push, _) => self.values[RSP].offset -= 8,
             (Class::Stack, Mnemonic::Pop, _) => {
                 self.values[RSP].offset += 8;
-                self.forget(instruction.op0_register());
+                self.forget(usize::from(number(instruction.op0_register())));
             }
             (Class::Stack, Mnemonic::Leave, _) => {
                 self.values[RSP] = self.values[RBP];
                 self.values[RSP].offset += 8;
-                self.forget(Register::RBP);
+                self.forget(RBP);
             }
             (Class::Nothing, ..) => {}
             (_, Mnemonic::Mov, Some(to)) if instruction.op1_kind() == OpKind::Register => {
                 match whole(instruction.op1_register()) {
                     Some(from) => self.values[to] = self.values[from],
-                    None => self.forget(instruction.op0_register()),
+                    None => self.forget(to),
                 }
             }
             (Class::Address, _, Some(to))
@@ -305,18 +306,14 @@ impl Grouping {
             (_, Mnemonic::Inc, Some(to)) => self.move_by(to, 1),
             (_, Mnemonic::Dec, Some(to)) => self.move_by(to, -1),
             _ => {
-                for used in factory.info(instruction).used_registers() {
-                    let reads = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-                    if !reads && used.register().is_gpr() {
-                        self.forget(used.register());
-                    }
+                for register in planned.effects.written() {
+                    self.forget(register);
                 }
             }
         }
     }
 
-    fn forget(&mut self, register: Register) {
-        let register = usize::from(number(register));
+    fn forget(&mut self, register: usize) {
         self.values[register] = Value { id: self.next, offset: 0 };
         self.next += 1;
     }

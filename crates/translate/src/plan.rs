@@ -11,6 +11,7 @@ use iced_x86::{
 };
 
 use crate::classify::{Class, FlagUse, Mode, classify, flag_use};
+use crate::effects::Effects;
 use crate::group::{self, Group, Member};
 use crate::options::Options;
 
@@ -81,6 +82,8 @@ pub(crate) struct Planned {
     pub(crate) operand: Option<Member>,
     /// What it pushes or pops, if in a group.
     pub(crate) stack: Option<Member>,
+    /// What it does with its operands.
+    pub(crate) effects: Effects,
     /// What it does to flags, and whether anybody needs them as they are before and after it.
     pub(crate) flags: FlagUse,
     pub(crate) flags_before: bool,
@@ -90,7 +93,13 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
-    fn new(instruction: Instruction, class: Class, offset: u16) -> Planned {
+    fn new(
+        instruction: Instruction,
+        class: Class,
+        offset: u16,
+        factory: &mut InstructionInfoFactory,
+    ) -> Planned {
+        let effects = Effects::of(&instruction, factory);
         let flags = flag_use(&instruction);
         let (inside, operand, stack) = (false, None, None);
         let (flags_before, flags_after, redone) = (true, true, false);
@@ -101,6 +110,7 @@ impl Planned {
             inside,
             operand,
             stack,
+            effects,
             flags,
             flags_before,
             flags_after,
@@ -128,7 +138,7 @@ impl Plan {
     }
 
     /// Leaves the instruction at `index` to the fall-back engine.
-    pub(crate) fn step(&mut self, index: usize, factory: &mut InstructionInfoFactory) {
+    pub(crate) fn step(&mut self, index: usize) {
         let instruction = self.insns[index].instruction;
         if ends_block(&instruction) {
             self.end = End::step(&instruction);
@@ -138,13 +148,13 @@ impl Plan {
             self.insns[index].class = Class::Step;
         }
         if !self.groups.is_empty() {
-            self.group(factory);
+            self.group();
         }
     }
 
     /// Finds the groups anew.
-    pub(crate) fn group(&mut self, factory: &mut InstructionInfoFactory) {
-        self.groups = group::find(&mut self.insns, factory);
+    pub(crate) fn group(&mut self) {
+        self.groups = group::find(&mut self.insns);
     }
 }
 
@@ -165,18 +175,21 @@ fn ends_block(instruction: &Instruction) -> bool {
         || instruction.mnemonic() == Mnemonic::Hlt
 }
 
-/// The block at the start of `source`.
+/// The block at the start of `source`, its instructions in `insns`, which is empty.
 pub(crate) fn discover(
     options: Options,
     mode: Mode,
     variant: Variant,
     source: &Source<'_>,
+    factory: &mut InstructionInfoFactory,
+    insns: Vec<Planned>,
 ) -> Plan {
     if let Some(next) = &source.next {
-        return discover_on_two(mode, source, next);
+        return discover_on_two(mode, source, next, factory);
     }
     let mut discovery = Discovery {
-        insns: Vec::new(),
+        factory,
+        insns,
         extents: Vec::new(),
         branches: 0,
         stop: source.start,
@@ -194,14 +207,19 @@ pub(crate) fn discover(
 }
 
 /// As [`discover`], for one instruction that reaches into the next page.
-fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage) -> Plan {
+fn discover_on_two(
+    mode: Mode,
+    source: &Source<'_>,
+    next: &NextPage,
+    factory: &mut InstructionInfoFactory,
+) -> Plan {
     let mut bytes = source.page[usize::from(source.start)..].to_vec();
     bytes.extend(next.bytes);
     let start = source.start;
     let instruction = Decoder::with_ip(64, &bytes, u64::from(start), DecoderOptions::NONE).decode();
     let class = classify(&instruction, mode);
     let stop = start + instruction.len().max(1) as u16;
-    let one = Planned::new(instruction, class, start);
+    let one = Planned::new(instruction, class, start, factory);
     let (insns, end) = match class {
         Class::Step if ends_block(&instruction) => (Vec::new(), End::step(&instruction)),
         Class::Branch => (vec![one], End::Branch),
@@ -212,7 +230,8 @@ fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage) -> Plan {
     Plan { insns, end, stop, extents, groups: Vec::new() }
 }
 
-struct Discovery {
+struct Discovery<'a> {
+    factory: &'a mut InstructionInfoFactory,
     insns: Vec<Planned>,
     extents: Vec<(u16, u16)>,
     branches: usize,
@@ -221,7 +240,7 @@ struct Discovery {
     long: bool,
 }
 
-impl Discovery {
+impl Discovery<'_> {
     /// Instructions from `from` on; where they go on, or how they end.
     fn run(
         &mut self,
@@ -251,7 +270,7 @@ impl Discovery {
                 self.extents.push(extent(decoder.ip()));
                 return Ok(End::step(&instruction));
             }
-            let mut planned = Planned::new(instruction, class, offset as u16);
+            let mut planned = Planned::new(instruction, class, offset as u16, self.factory);
             if class != Class::Branch {
                 self.insns.push(planned);
                 continue;
@@ -270,8 +289,9 @@ impl Discovery {
                 && decoder.ip() < 4096
                 && !(direct && (target <= offset || covered(target)));
             planned.inside = room && (jumps || passes);
-            self.insns.push(planned.clone());
-            if !planned.inside {
+            let inside = planned.inside;
+            self.insns.push(planned);
+            if !inside {
                 self.extents.push((from, decoder.ip() as u16));
                 return Ok(End::Branch);
             }

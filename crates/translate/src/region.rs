@@ -89,7 +89,7 @@ impl Regions {
         (self.current as u32) << SITE_BITS | count
     }
 
-    pub(crate) fn add(&mut self, sites: Vec<Site>, faults: Vec<FaultSite>) {
+    pub(crate) fn add(&mut self, sites: &[Site], faults: &[FaultSite]) {
         let region = self.current();
         region.sites.extend(sites);
         region.faults.extend(faults);
@@ -183,7 +183,7 @@ mod tests {
         let id = regions.next_site();
         let why = crate::site::Why::Goto;
         let site = Site { why, offset: 7, unretired: 0, in_string: false };
-        regions.add(vec![site], Vec::new());
+        regions.add(&[site], &[]);
         assert_eq!(regions.site(id).offset, 7);
         assert_eq!(regions.index_of(1064), 1);
     }

@@ -1,12 +1,13 @@
-//! System instructions that translated code does itself: those on RFLAGS as a whole, SWAPGS, and
-//! CLAC and STAC, behind which code looks in another side of the TLB.
+//! System instructions that translated code does itself: those on RFLAGS as a whole, SWAPGS, moves
+//! from segment registers, and CLAC and STAC, behind which code looks in another side of the TLB.
 
 use std::mem::{offset_of, size_of};
 
 use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Msrs, Registers, Seg, Segment, Vcpu, flag};
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use crate::address::number;
 use crate::assembler::{Op, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, host};
@@ -31,6 +32,23 @@ const MODE_WALK_SIDE: i32 = beside_registers(offset_of!(Vcpu, mode.walk_side));
 const MODE_GS_BASE: i32 =
     beside_registers(offset_of!(Vcpu, mode.bases) + Seg::Gs as usize * size_of::<u64>());
 
+/// The segment whose selector the instruction moves to a general register, all of it.
+pub(crate) fn read_selector(instruction: &Instruction) -> Option<Seg> {
+    let registers = (0..2).all(|operand| instruction.op_kind(operand) == OpKind::Register);
+    if !registers || instruction.op0_register().size() < 4 {
+        return None;
+    }
+    Some(match instruction.op1_register() {
+        Register::ES => Seg::Es,
+        Register::CS => Seg::Cs,
+        Register::SS => Seg::Ss,
+        Register::DS => Seg::Ds,
+        Register::FS => Seg::Fs,
+        Register::GS => Seg::Gs,
+        _ => return None,
+    })
+}
+
 impl Emitter<'_> {
     pub(crate) fn system(&mut self, instruction: &Instruction) -> Emitted {
         match instruction.mnemonic() {
@@ -43,6 +61,7 @@ impl Emitter<'_> {
             Mnemonic::Clac => self.change_side(SIDE_SUPERVISOR_ANY, false),
             Mnemonic::Stac => self.change_side(SIDE_SUPERVISOR_ANY, true),
             Mnemonic::Pushfq => return self.pushfq(),
+            Mnemonic::Mov => return self.move_selector(instruction),
             _ => return Err(Unsupported),
         }
         Ok(())
@@ -69,6 +88,19 @@ impl Emitter<'_> {
         let table = self.workshop.tables[usize::from(side)];
         self.code.constant(host::RDI, table);
         self.code.op_word(Op::Store, host::RDI, layout::BRANCH_TABLE);
+    }
+
+    /// A selector to a general register, whose upper bits become 0 (SDM vol. 2, "MOV").
+    fn move_selector(&mut self, instruction: &Instruction) -> Emitted {
+        let segment = read_selector(instruction).ok_or(Unsupported)?;
+        let at = offset_of!(Vcpu, segments)
+            + segment as usize * size_of::<Segment>()
+            + offset_of!(Segment, selector);
+        self.code.op_word(Op::Load, host::RDI, layout::REGISTERS);
+        self.code.put(&[0x0f, 0xb7, 0xbf]); // movzx edi, word [rdi + ..]
+        self.code.put(&beside_registers(at).to_le_bytes());
+        self.store_home(host::RDI, number(instruction.op0_register()));
+        Ok(())
     }
 
     /// While nothing waits for IF, the interrupt shadow has no effect and is left out.

@@ -154,6 +154,26 @@ fn loop_with_memory_and_live_flags() {
 }
 
 #[test]
+fn selectors_are_read_and_flags_stay() {
+    check(
+        "selectors",
+        &[
+            0xb9, 4, 0, 0, 0, // mov ecx, 4
+            0x83, 0xf9, 2, // 1: cmp ecx, 2
+            0x8c, 0xd0, // mov eax, ss
+            0x4c, 0x8c, 0xca, // mov rdx, cs
+            0x41, 0x8c, 0xd9, // mov r9d, ds
+            0x14, 3, // adc al, 3
+            0x48, 0x89, 0x44, 0xcb, 0x10, // mov [rbx + rcx * 8 + 16], rax
+            0x8e, 0xd8, // mov ds, eax: raises, at last
+            0xff, 0xc9, // dec ecx
+            0x75, 0xe8, // jnz 1b
+            0xf4,
+        ],
+    );
+}
+
+#[test]
 fn calls_and_returns_across_pages() {
     let mut code = vec![0x90; 0x2100];
     let main = [
