@@ -105,8 +105,15 @@ impl Tlb {
 
     /// The entries in use and the engine's own words, for generated code; see [`layout`]. Good
     /// until another address space is put to use.
+    #[inline]
     pub fn block(&mut self) -> *mut u8 {
         self.spaces[self.current].block.start()
+    }
+
+    /// Which of the address spaces that are kept is in use.
+    #[inline]
+    pub fn space(&self) -> usize {
+        self.current
     }
 
     /// Makes entries hold `bias` more than RAM offsets: a host address, where code is generated.

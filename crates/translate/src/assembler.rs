@@ -78,6 +78,13 @@ impl Assembler {
         self.put(&[value as u8]);
     }
 
+    /// `add qword word, value`.
+    pub(crate) fn add_word(&mut self, word: i32, value: i32) {
+        self.put(&[0x48, 0x81]);
+        self.memory(Form::Add as u8, host::RSP, word);
+        self.put(&value.to_le_bytes());
+    }
+
     /// `cmp byte word, 0`.
     pub(crate) fn is_zero(&mut self, word: i32) {
         self.put(&[0x80]);

@@ -2,6 +2,7 @@
 
 use cpu::{Access, tlb};
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
+use types::PAGE_MASK;
 
 use crate::address::number;
 use crate::assembler::{Op, condition};
@@ -39,7 +40,7 @@ impl Emitter<'_> {
             Mnemonic::Call if direct => self.call_direct(planned, target),
             Mnemonic::Jmp => {
                 self.target(planned)?;
-                self.arrive(Kind::Indirect);
+                self.arrive();
                 Ok(())
             }
             Mnemonic::Call => self.call_indirect(planned),
@@ -104,15 +105,22 @@ impl Emitter<'_> {
         let resume = self.resume_place();
         self.linear(host::RDI, target);
         self.check(Access::Exec, 1, resume);
-        self.arrive(Kind::Direct);
+        self.add_page();
+        self.turn_page(target);
+        self.jump_to(Kind::Direct);
     }
 
-    /// Into the page of the entry at RSI, offset RDI, as `kind` of branch.
-    fn arrive(&mut self, kind: Kind) {
+    /// The page of the code that runs is from now on that of `target` from its start.
+    fn turn_page(&mut self, target: i32) {
+        self.code.add_word(layout::PAGE, target & !(PAGE_MASK as i32));
+    }
+
+    /// Into the page of the entry at RSI, offset RDI, where it was not known that it would be.
+    fn arrive(&mut self) {
         self.add_page();
         self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
         self.code.op_word(Op::Store, host::RSI, layout::PAGE);
-        self.jump_to(kind);
+        self.jump_to(Kind::Indirect);
     }
 
     /// To the translation of the code at host address RDI.
@@ -188,7 +196,12 @@ impl Emitter<'_> {
         let target = i32::try_from(target).map_err(|_| Unsupported)?;
         self.linear(host::RDI, target);
         self.check(Access::Exec, 1, resume);
-        self.call_looked_up(planned, Kind::Direct);
+        self.add_page();
+        self.code.op_word(Op::Store, host::RDI, layout::TARGET);
+        self.push_return(planned);
+        self.turn_page(target);
+        self.code.op_word(Op::Load, host::RDI, layout::TARGET);
+        self.jump_to(Kind::Direct);
         Ok(())
     }
 
@@ -199,12 +212,6 @@ impl Emitter<'_> {
         self.place_of_return(planned, resume)?;
         self.code.op_word(Op::Load, host::RDI, layout::TARGET);
         self.check(Access::Exec, 1, resume);
-        self.call_looked_up(planned, Kind::Indirect);
-        Ok(())
-    }
-
-    /// The rest of a call whose target is at offset RDI in the page of entry RSI.
-    fn call_looked_up(&mut self, planned: &Planned, kind: Kind) {
         self.add_page();
         self.code.op_word(Op::Store, host::RDI, layout::TARGET);
         self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
@@ -213,7 +220,8 @@ impl Emitter<'_> {
         self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
         self.code.op_word(Op::Store, host::RSI, layout::PAGE);
         self.code.op_word(Op::Load, host::RDI, layout::TARGET);
-        self.jump_to(kind);
+        self.jump_to(Kind::Indirect);
+        Ok(())
     }
 
     fn ret(&mut self, planned: &Planned) -> Emitted {
@@ -227,7 +235,7 @@ impl Emitter<'_> {
         self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
         self.check(Access::Exec, 1, resume);
         self.code.lea(GUEST_RSP, GUEST_RSP, 8 + dropped);
-        self.arrive(Kind::Indirect);
+        self.arrive();
         Ok(())
     }
 }

@@ -118,7 +118,7 @@ impl Translator {
     /// The instruction for which a translation left.
     fn step_instruction(&mut self, leaving: &mut Leaving<'_, '_>, step: Step) -> Next {
         let Step { mnemonic, len, then } = step;
-        let before = leaving.cpu.vcpu.point();
+        let (rip, branches) = (leaving.cpu.vcpu.regs.rip(), leaving.cpu.vcpu.branches);
         let outcome = helper::help(leaving.cpu, mnemonic, len);
         match outcome {
             Outcome::Next => self.fallbacks.note_helped(mnemonic),
@@ -138,8 +138,8 @@ impl Translator {
         }
         if let Some(resume) = then
             && self.options.links
-            && leaving.cpu.vcpu.regs.rip() == before.rip.wrapping_add(u64::from(len))
-            && leaving.cpu.vcpu.branches == before.branches
+            && leaving.cpu.vcpu.regs.rip() == rip.wrapping_add(u64::from(len))
+            && leaving.cpu.vcpu.branches == branches
             && leaving.is_undisturbed()
             && Mode::of(leaving.cpu.vcpu) == Some(leaving.mode)
             && self.cache.is_right(leaving.cpu.ram)
@@ -251,7 +251,8 @@ impl Translator {
         words.set(layout::VECTORS, 0);
         words.set(layout::X87, 0);
         words.set(layout::HOST_MXCSR, HOST_MXCSR);
-        let mut leaving = Leaving { cpu, until, mode, words };
+        let space = cpu.vcpu.tlb.space();
+        let mut leaving = Leaving { cpu, until, mode, words, space };
         leaving.refresh();
         let mut entry = entry;
         loop {

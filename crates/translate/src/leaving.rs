@@ -15,6 +15,8 @@ pub(crate) struct Leaving<'a, 'c> {
     pub(crate) until: u64,
     pub(crate) mode: Mode,
     pub(crate) words: Words,
+    /// The address space that the words are beside.
+    pub(crate) space: usize,
 }
 
 impl Leaving<'_, '_> {
@@ -38,10 +40,12 @@ impl Leaving<'_, '_> {
     }
 
     /// Whether the vCPU is as translated code expects it, with the TLB of the same address space.
-    pub(crate) fn is_undisturbed(&mut self) -> bool {
-        let same_space = Words::of(self.cpu.vcpu) == self.words;
+    pub(crate) fn is_undisturbed(&self) -> bool {
         let vcpu = &*self.cpu.vcpu;
-        same_space && vcpu.activity == Activity::Running && !vcpu.attention && !vcpu.needs_step()
+        vcpu.tlb.space() == self.space
+            && vcpu.activity == Activity::Running
+            && !vcpu.attention
+            && !vcpu.needs_step()
     }
 
     /// Makes RIP and the branch count right after a branch to another page; the new RIP.

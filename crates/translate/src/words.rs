@@ -4,7 +4,7 @@ use cpu::Vcpu;
 use cpu::tlb::layout as tlb;
 
 /// The words beside the TLB, by their displacement; entries have negative ones.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) struct Words(pub(crate) *mut u8);
 
 impl Words {

@@ -74,6 +74,7 @@ impl Block {
         block
     }
 
+    #[inline]
     pub(super) fn start(&mut self) -> *mut u8 {
         self.words[self.first..].as_mut_ptr().cast()
     }
