@@ -34,11 +34,15 @@ fn ask(vm: &mut Running, command: &str, mark: &str) {
 
 /// A mini guest with a disk, at its shell.
 fn shell(scratch: &Scratch, more: &str) -> Running {
+    shell_of(scratch, "quiet", more)
+}
+
+fn shell_of(scratch: &Scratch, cmdline: &str, more: &str) -> Running {
     let image = images::create(scratch, "d.qcow2", "qcow2", "32M");
     let mut vm = Doppel::new(scratch, "run");
     vm.command().current_dir(scratch.root()).env("XDG_STATE_HOME", scratch.path("state"));
     let mut vm = vm
-        .guest("mini", "backports", "quiet")
+        .guest("mini", "backports", cmdline)
         .args("--memory 128M --name one")
         .args(more)
         .disk(&image, "")
@@ -166,6 +170,36 @@ pub fn clock_after_pauses(engines: &[&str]) {
     assert!(jumps.count() >= 2, "{}", events.console);
     for engine in engines {
         assert_eq!(json(&scratch, &format!("verify rec --engine {engine}"))["orderly_end"], true);
+    }
+}
+
+/// A guest that reads its clocks and the TSC all the time, interrupted by a timer every
+/// millisecond, has the host's time, in which nothing goes back: by the TSC, as a kernel for one
+/// CPU, and by the ACPI timer with the local APIC's own.
+///
+/// # Panics
+/// When it is not so.
+pub fn clocks(engines: &[&str]) {
+    for cmdline in ["quiet", "quiet nosmp", "quiet lapic=notscdeadline clocksource=acpi_pm"] {
+        let scratch = Scratch::new();
+        let mut vm = shell_of(&scratch, cmdline, "--record rec");
+        let before = lag(&mut vm, "before");
+        ask(&mut vm, "clocks 2 && echo steady", "c");
+        let after = lag(&mut vm, "after");
+        assert!((after - before).abs() < 0.05, "{cmdline}: {before} {after}");
+        let said = vm.console();
+        let line = said.lines().find(|line| line.starts_with("clocks: ")).expect("a line");
+        println!("{cmdline}: {line}; from the host by {:.1} ms", (after - before) * 1e3);
+        let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+        assert!(said.contains("\nsteady") && numbers[1] == 0.0, "{line}");
+        // What came together is counted, but for the last.
+        assert!((1_950.0..=2_010.0).contains(&numbers[2]), "{line}");
+        vm.type_text("poweroff\n");
+        vm.end(LONG).expect(0);
+        for engine in engines {
+            let report = json(&scratch, &format!("verify rec --engine {engine}"));
+            assert_eq!(report["orderly_end"], true, "{cmdline}: {report}");
+        }
     }
 }
 

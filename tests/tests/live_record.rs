@@ -28,6 +28,12 @@ fn clock_of_a_guest_is_the_host_s_again_after_a_pause() {
 
 #[test]
 #[ignore = "needs guests and a release build: cargo xtask test"]
+fn clocks_read_all_the_time_are_the_host_s_and_never_go_back() {
+    live::clocks(ENGINES);
+}
+
+#[test]
+#[ignore = "needs guests and a release build: cargo xtask test"]
 fn flight_recorder_s_recording_has_the_disk_of_its_beginning() {
     live::flight(ENGINES);
 }

@@ -15,6 +15,7 @@ use crate::stamp::{self, manifest};
 /// The programs, by the name they have in the guest.
 pub const PROGRAMS: &[(&str, &str)] = &[
     ("calls", include_str!("../programs/calls.c")),
+    ("clocks", include_str!("../programs/clocks.c")),
     ("dirty", include_str!("../programs/dirty.c")),
     ("diskbench", include_str!("../programs/diskbench.c")),
     ("forks", include_str!("../programs/forks.c")),
