@@ -61,7 +61,7 @@ impl Machine {
     /// Runs until the branch count is `until`, exactly, or something else stops it.
     pub fn run(&mut self, engine: &mut dyn Engine, outside: &mut dyn Outside, until: u64) -> Stop {
         self.vcpu.patience = u32::MAX;
-        self.run_patiently(engine, outside, until)
+        self.run_with_patience(engine, outside, until)
     }
 
     /// As [`Machine::run`], but after much slow work it is content with fewer branches: `until` was
@@ -74,10 +74,10 @@ impl Machine {
         until: u64,
     ) -> Stop {
         self.vcpu.patience = PATIENCE;
-        self.run_patiently(engine, outside, until)
+        self.run_with_patience(engine, outside, until)
     }
 
-    fn run_patiently(
+    fn run_with_patience(
         &mut self,
         engine: &mut dyn Engine,
         outside: &mut dyn Outside,

@@ -32,7 +32,7 @@ pub fn measure(time: Duration, folder: &Path) -> Result<(Duration, Duration)> {
     let undisturbed = undisturbed.join().expect("a loop");
     done.store(false, Ordering::Relaxed);
     let beside = watcher(&done);
-    let file = folder.join("written");
+    let file = folder.join(format!("doppel-holes-{}", std::process::id()));
     let written = write(&file);
     done.store(true, Ordering::Relaxed);
     let beside = beside.join().expect("a loop");

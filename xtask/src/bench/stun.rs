@@ -3,7 +3,8 @@
 //!
 //! Beside it QEMU's `savevm`, which stops the guest, and its background snapshot, which does not.
 //! The same guest undisturbed is measured just before each: on a busy host its holes are there
-//! without anybody's doing, and only what is beyond them says anything.
+//! without anybody's doing, and only what is beyond them says anything. Nor does what a program
+//! alone has beside a writer to the same disk, which is measured first.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
