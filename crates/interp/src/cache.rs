@@ -53,6 +53,11 @@ impl BlockCache {
         &self.blocks[id].insns
     }
 
+    /// Where a block is.
+    pub fn place(&self, id: usize) -> RamOffset {
+        self.blocks[id].at
+    }
+
     /// Adds a block decoded just now.
     pub fn insert(&mut self, ram: &Ram, at: RamOffset, bits: u8, insns: Vec<Insn>) -> usize {
         if self.insns + insns.len() > INSNS_MAX {

@@ -151,6 +151,12 @@ impl Interp {
             Fetched::Single(insn) => std::slice::from_ref(&**insn),
         };
         let insns = if single { &insns[..1] } else { insns };
+        if let Fetched::Block(id) = fetched
+            && cpu.ram.visit_marks().is_some()
+        {
+            let len = insns.iter().map(|insn| u64::from(insn.len)).sum();
+            cpu.ram.note_visit(self.cache.place(id), len);
+        }
         let mut exec = Exec { cpu, stubs: &self.stubs, operand: &mut self.operand, single };
         self.instructions += run_insns(&mut exec, insns);
     }

@@ -2,7 +2,7 @@
 //! when, and bytes that are watched. None of it can be seen by the guest.
 
 use cpu::Exit;
-use memory::{AccessWatch, Epoch, RamOffset};
+use memory::{AccessWatch, Epoch, RamError, RamOffset, Visited};
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::machine::Machine;
@@ -60,19 +60,20 @@ impl Machine {
         self.ram.executed_since(epoch).map(|page| page as u32)
     }
 
-    /// Has engines decode again whatever is executed from now on.
-    pub fn forget_code(&mut self) {
-        self.ram.forget_code();
-        // Watched bytes count as code.
-        for index in 0..self.watches.len() {
-            self.arm(index);
-        }
+    /// From now on it is known which code is executed.
+    ///
+    /// # Errors
+    /// [`RamError::Map`] if the host refuses memory for that.
+    pub fn mark_visits(&mut self) -> Result<(), RamError> {
+        self.ram.mark_visits()
     }
 
-    /// Pages of which code was decoded since, each with a bit for each 64 bytes; an instruction
-    /// that reaches into the next page is not in it.
-    pub fn decoded(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        self.ram.decoded().map(|(page, granules)| (page as u32, granules))
+    /// Pages whose code was executed since the last call, each with what was; `epoch` began then or
+    /// before. An instruction that reaches into the next page may be missing.
+    pub fn take_visited(&mut self, epoch: Epoch) -> Vec<(u32, Visited)> {
+        let pages: Vec<u32> = self.pages_executed_since(epoch).collect();
+        let visited = pages.into_iter().map(|page| (page, self.ram.take_visited(page as usize)));
+        visited.filter(|(_, visited)| !visited.is_empty()).collect()
     }
 
     /// From now on [`Machine::run`] stops after an instruction that does what a range of RAM (first

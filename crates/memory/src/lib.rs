@@ -1,5 +1,5 @@
-//! Guest RAM: one shared mapping, the write trap, epochs, copy on write, code pages and
-//! page hashes.
+//! Guest RAM: one shared mapping, the write trap, epochs, copy on write, code pages, marks of
+//! executed code, and page hashes.
 //!
 //! Invariants: every write by the guest or a device runs the write trap of its page first, once an
 //! epoch; no Rust reference into guest memory ever exists, only copies in and out; RAM is never
@@ -13,6 +13,7 @@ mod ram;
 mod restored;
 mod traps;
 mod view;
+mod visits;
 mod words;
 
 pub use accesses::AccessWatch;
@@ -22,3 +23,4 @@ pub use ram::{Layout, NoRam, Ram, RamOffset};
 pub use restored::{PageRun, RamLayer, RestoredRam};
 pub use traps::{Epoch, Overwritten};
 pub use view::RamView;
+pub use visits::{VISIT_SIZE, Visited};

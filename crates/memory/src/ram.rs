@@ -10,6 +10,7 @@ use crate::cow::{CowGuest, Pages};
 use crate::mapping::{Mapping, RamError};
 use crate::traps::{Epoch, Overwritten, Traps};
 use crate::view::RamView;
+use crate::visits::{Visited, Visits};
 
 /// Byte offset into RAM, counted without the hole below 4 GiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +83,7 @@ pub struct Ram {
     pub(crate) mapping: Mapping,
     pub(crate) traps: Traps,
     accesses: Accesses,
+    visits: Option<Visits>,
     layout: Layout,
     page_hashes: Vec<u128>,
     hash_sum: u128,
@@ -127,8 +129,16 @@ impl Ram {
         let mut traps = Traps::new((size / PAGE_SIZE) as usize);
         let hash_epoch = traps.begin_epoch();
         let layout = Layout::of(size);
-        let (accesses, page_hashes) = (Accesses::default(), Vec::new());
-        Ram { mapping, traps, accesses, layout, page_hashes, hash_sum: 0, hash_epoch }
+        Ram {
+            mapping,
+            traps,
+            accesses: Accesses::default(),
+            visits: None,
+            layout,
+            page_hashes: Vec::new(),
+            hash_sum: 0,
+            hash_epoch,
+        }
     }
 
     /// Bytes of RAM.
@@ -360,16 +370,35 @@ impl Ram {
         self.traps.mark_code(at.page(), at.0 & PAGE_MASK, len)
     }
 
-    /// Drops what engines derived from code: whatever is executed from now on is decoded first.
-    /// The guest cannot see it.
-    pub fn forget_code(&mut self) {
-        self.traps.forget_code();
+    /// From now on engines mark which code they execute; once that began it goes on.
+    ///
+    /// # Errors
+    /// [`RamError::Map`] if the host refuses memory for the marks.
+    pub fn mark_visits(&mut self) -> Result<(), RamError> {
+        if self.visits.is_none() {
+            self.visits = Some(Visits::new(self.size())?);
+        }
+        Ok(())
     }
 
-    /// Pages of which code was decoded since the last [`Ram::forget_code`], in order, each with a
-    /// bit for each 64 bytes. An instruction that reaches into the next page is not in it.
-    pub fn decoded(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
-        self.traps.decoded()
+    /// Where the marks of RAM's first bytes are, if there are marks: a byte for each
+    /// [`VISIT_SIZE`](crate::VISIT_SIZE) bytes, which generated code sets to anything but 0.
+    pub fn visit_marks(&self) -> Option<NonNull<u8>> {
+        self.visits.as_ref().map(Visits::base)
+    }
+
+    /// Bytes within one page are executed.
+    #[inline]
+    pub fn note_visit(&mut self, at: RamOffset, len: u64) {
+        if let Some(visits) = &mut self.visits {
+            visits.note(at.0, len);
+        }
+    }
+
+    /// Which of a page's code was executed since the last call for it. An instruction that reaches
+    /// into the next page, and one beside it that does not, may be missing.
+    pub fn take_visited(&mut self, page: usize) -> Visited {
+        self.visits.as_mut().map_or(Visited::ANYWHERE, |visits| visits.take(page))
     }
 
     /// Whether a page holds decoded code or page tables, so that writes must take the slow path.

@@ -33,8 +33,6 @@ pub(crate) struct Traps {
     present: Arc<Present>,
     executed: Vec<u32>,
     code: Vec<u64>,
-    /// As `code`, of all that was decoded since the last [`Traps::forget_code`].
-    decoded: Vec<u64>,
     generation: Vec<u32>,
     code_writes: u64,
     table: Vec<u8>,
@@ -69,7 +67,6 @@ impl Traps {
             present: Arc::default(),
             executed: vec![0; pages],
             code: vec![0; pages],
-            decoded: vec![0; pages],
             generation: vec![0; pages],
             code_writes: 0,
             table: vec![0; pages],
@@ -149,24 +146,8 @@ impl Traps {
     /// Marks `len` bytes at `offset` of `page` as decoded code; true if the page held none before.
     pub(crate) fn mark_code(&mut self, page: usize, offset: u64, len: u64) -> bool {
         let fresh = self.code[page] == 0;
-        let granules = granules(offset, len);
-        self.code[page] |= granules;
-        self.decoded[page] |= granules;
+        self.code[page] |= granules(offset, len);
         fresh
-    }
-
-    /// Drops what engines derived from any page: what is executed from now on is decoded first.
-    pub(crate) fn forget_code(&mut self) {
-        for page in 0..self.code.len() {
-            self.invalidate_code(page, 0, 4096);
-        }
-        self.decoded.fill(0);
-    }
-
-    /// Pages of which something was decoded since the last [`Traps::forget_code`], in order, with
-    /// a bit for each 64 bytes.
-    pub(crate) fn decoded(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
-        self.decoded.iter().copied().enumerate().filter(|(_, granules)| *granules != 0)
     }
 
     #[cfg(test)]
@@ -272,21 +253,6 @@ mod tests {
         assert_eq!(granules(63, 2), 0b11);
         assert_eq!(granules(0, 4096), u64::MAX);
         assert_eq!(granules(4095, 1), 1 << 63);
-    }
-
-    #[test]
-    fn what_was_decoded_is_known_until_all_code_is_forgotten() {
-        let mut traps = Traps::new(3);
-        traps.mark_code(1, 128, 10);
-        traps.invalidate_code(1, 128, 1);
-        traps.mark_code(1, 0, 1);
-        traps.mark_code(2, 4095, 1);
-        assert_eq!(traps.decoded().collect::<Vec<_>>(), [(1, 0b101), (2, 1 << 63)]);
-        let generations = [1, 2].map(|page| traps.generation(page));
-        traps.forget_code();
-        assert_eq!(traps.decoded().count(), 0);
-        assert_eq!([1, 2].map(|page| traps.generation(page)), generations.map(|it| it + 1));
-        assert!(!traps.holds_code(1) && !traps.holds_code(2));
     }
 
     #[test]

@@ -98,6 +98,18 @@ impl Assembler {
         self.put(&[1]);
     }
 
+    /// Sets `size` bytes (1, 2, 4 or 8) at `[rdi + displacement]` to ones.
+    pub(crate) fn fill_ones(&mut self, displacement: i32, size: usize) {
+        match size {
+            1 => self.put(&[0xc6]),
+            2 => self.put(&[0x66, 0xc7]),
+            4 => self.put(&[0xc7]),
+            _ => self.put(&[0x48, 0xc7]),
+        }
+        self.memory(0, host::RDI, displacement);
+        self.put(&[0xff; 4][..size.min(4)]);
+    }
+
     /// What is called addresses the words as its caller does: the return address stays below the
     /// stack pointer, in the red zone.
     pub(crate) fn begin_called(&mut self) {

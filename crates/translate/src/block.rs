@@ -9,6 +9,8 @@ use std::num::NonZeroU32;
 
 use cpu::Access;
 use iced_x86::{Encoder, InstructionInfoFactory, Mnemonic};
+use memory::VISIT_SIZE;
+use types::PAGE_SIZE;
 
 use crate::assembler::{Assembler, Form, Op, condition};
 use crate::classify::{Class, Mode, Unit};
@@ -191,6 +193,7 @@ impl<'a> Emitter<'a> {
         self.offset = source.start;
         self.next = source.start;
         self.prologue(plan);
+        self.mark(plan, source);
         if let Some(next) = &source.next
             && !plan.insns.is_empty()
         {
@@ -256,6 +259,21 @@ impl<'a> Emitter<'a> {
             let jump = self.code.jump_if(condition::EQUAL);
             let back = self.code.here();
             self.stubs.push(Stub::Load { jump, back, trampoline });
+        }
+    }
+
+    /// Marks the block's code as executed, where that is asked for.
+    fn mark(&mut self, plan: &Plan, source: &Source<'_>) {
+        let Some(marks) = source.marks else { return };
+        self.code.constant(host::RDI, marks);
+        for &(first, end) in &plan.extents {
+            let end = u64::from(end).min(PAGE_SIZE).div_ceil(VISIT_SIZE) as i32;
+            let mut mark = i32::from(first) / VISIT_SIZE as i32;
+            while mark < end {
+                let size = [8, 4, 2, 1].into_iter().find(|size| mark + size <= end).unwrap_or(1);
+                self.code.fill_ones(mark, size as usize);
+                mark += size;
+            }
         }
     }
 

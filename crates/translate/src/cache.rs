@@ -11,14 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
-use cpu::{Access, Cpu};
+use cpu::{Access, Cpu, Vcpu};
 use iced_x86::{Encoder, InstructionInfoFactory};
-use memory::{Ram, RamOffset};
+use memory::{Ram, RamOffset, VISIT_SIZE};
 use native::signal::Watch;
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::TranslateError;
 use crate::block::{self, BLOCK_BYTES_MAX, Block, Paper, Place, SAVED_ENTRY, Workshop};
+use crate::breakpoints::Breakpoints;
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
@@ -135,6 +136,9 @@ pub(crate) struct Cache {
     /// `Ram::code_writes` when the translations were last known right, and the RAM they are of.
     code_writes: u64,
     ram_base: u64,
+    /// Where executed code of that RAM is marked, if it is.
+    marks: Option<u64>,
+    breakpoints: Breakpoints,
     /// Where translations are listed.
     list: Option<Box<dyn Write + Send>>,
     /// Counts what drops translations for room, so that who holds an offset knows it is stale.
@@ -168,6 +172,8 @@ impl Cache {
             tables: vec![None; Mode::COUNT],
             code_writes: 0,
             ram_base: 0,
+            marks: None,
+            breakpoints: Breakpoints::default(),
             list: None,
             epoch: 0,
         })
@@ -247,9 +253,10 @@ impl Cache {
     /// Makes the cache right for RAM as it is now.
     pub(crate) fn sync(&mut self, ram: &Ram, statistics: &mut Statistics) {
         let base = ram.base().as_ptr() as u64;
-        if self.ram_base != base || ram.code_writes() < self.code_writes {
+        let marks = ram.visit_marks().map(|marks| marks.as_ptr() as u64);
+        if (self.ram_base, self.marks) != (base, marks) || ram.code_writes() < self.code_writes {
             self.flush(statistics);
-            self.ram_base = base;
+            (self.ram_base, self.marks) = (base, marks);
         } else if self.code_writes != ram.code_writes() {
             self.drop_stale(ram, statistics);
         }
@@ -263,13 +270,18 @@ impl Cache {
 
     #[cold]
     fn drop_stale(&mut self, ram: &Ram, statistics: &mut Statistics) {
-        let mut stale: Vec<usize> = self
+        let stale: Vec<usize> = self
             .pages
             .iter()
             .filter(|(page, translated)| translated.generation != ram.code_generation(**page))
             .map(|(page, _)| *page)
             .collect();
-        while let Some(page) = stale.pop() {
+        self.drop_pages(stale, statistics);
+    }
+
+    /// Drops the translations of RAM pages, and those that reach into them.
+    pub(crate) fn drop_pages(&mut self, mut pages: Vec<usize>, statistics: &mut Statistics) {
+        while let Some(page) = pages.pop() {
             let Some(translated) = self.pages.remove(&page) else { continue };
             statistics.invalidated_pages += 1;
             for (&key, block) in &translated.blocks {
@@ -279,8 +291,28 @@ impl Cache {
             for link in translated.far_links {
                 self.unlink_far(link.branch);
             }
-            stale.extend(translated.reaching);
+            pages.extend(translated.reaching);
         }
+    }
+
+    /// Nothing is to be translated at these linear addresses any more, and nowhere else on their
+    /// account.
+    pub(crate) fn set_breakpoints(&mut self, addresses: &[u64], statistics: &mut Statistics) {
+        let old = std::mem::replace(&mut self.breakpoints, Breakpoints::at(addresses));
+        self.drop_pages(old.pages().collect(), statistics);
+    }
+
+    /// Whether the page of linear address `rip` has breakpoints.
+    pub(crate) fn has_breakpoints(&self, rip: u64) -> bool {
+        self.breakpoints.in_page(rip)
+    }
+
+    /// Whether the TLB leads to code with breakpoints that was translated without: not any more.
+    pub(crate) fn meets_breakpoints(&mut self, vcpu: &Vcpu, statistics: &mut Statistics) -> bool {
+        let new = self.breakpoints.learn_all(vcpu);
+        let meets = !new.is_empty();
+        self.drop_pages(new, statistics);
+        meets
     }
 
     /// The translation with entry `entry` is of an instruction that reaches into another page
@@ -322,7 +354,7 @@ impl Cache {
     }
 
     /// The translation of the code at `wanted`, made if need be: offset of its entry with flags in
-    /// AX. `None` if its first instruction cannot be fetched whole.
+    /// AX. `None` if its first instruction has a breakpoint or cannot be fetched whole.
     pub(crate) fn get(
         &mut self,
         cpu: &mut Cpu<'_>,
@@ -331,7 +363,13 @@ impl Cache {
     ) -> Option<u32> {
         // A page walk may have set bits in a page that is both code and page table.
         self.sync(cpu.ram, statistics);
-        let Wanted { at, mode, variant, .. } = wanted;
+        let Wanted { at, gva, mode, variant } = wanted;
+        if let Some(page) = self.breakpoints.learn(gva, at) {
+            self.drop_pages(vec![page], statistics);
+        }
+        if self.breakpoints.is_at(at) {
+            return None;
+        }
         if variant == Variant::Careful {
             return self.find(cpu, wanted, statistics);
         }
@@ -376,7 +414,13 @@ impl Cache {
         let start = (at.0 & PAGE_MASK) as u16;
         let mut page = [0; 4096];
         cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut page);
-        let mut source = Source { page: &page, start, next: None };
+        let mut source = Source {
+            page: &page,
+            start,
+            next: None,
+            marks: self.marks_of(at),
+            breakpoints: self.breakpoints.in_ram_page(at.page()),
+        };
         let mut next_at = None;
         if plan::is_on_two_pages(&page, start) {
             let next = self.next_page(cpu, wanted)?;
@@ -420,6 +464,11 @@ impl Cache {
             .insert(wanted.key(), translation);
         self.list(wanted.gva, translation);
         Some(translation.entry)
+    }
+
+    /// Where the marks of executed code of the page at `at` are, if there are any.
+    fn marks_of(&self, at: RamOffset) -> Option<u64> {
+        self.marks.map(|marks| marks + (at.0 & !PAGE_MASK) / VISIT_SIZE)
     }
 
     fn make(&mut self, wanted: Wanted, source: &Source<'_>) -> Block {

@@ -7,7 +7,6 @@ use cpu::{Access, Activity, Cpu, Engine, Exit, Registers, Shadow, StatusFlags, V
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::breakpoints::Breakpoints;
 use crate::cache::{Cache, FarBranch, Jump, Wanted, fetch_place};
 use crate::classify::Mode;
 use crate::fallback::{Fallbacks, Reason};
@@ -39,7 +38,8 @@ pub struct Translator {
     options: Options,
     statistics: Statistics,
     fallbacks: Fallbacks,
-    breakpoints: Breakpoints,
+    /// The fall-back engine stopped at a breakpoint.
+    hit_breakpoint: bool,
     dispatches: u64,
     instructions: u64,
     /// Executing one instruction.
@@ -83,7 +83,7 @@ impl Translator {
             options,
             statistics: Statistics::default(),
             fallbacks: Fallbacks::new(),
-            breakpoints: Breakpoints::default(),
+            hit_breakpoint: false,
             dispatches: 0,
             instructions: 0,
             stepping: false,
@@ -141,6 +141,7 @@ impl Translator {
             && leaving.cpu.vcpu.regs.rip() == rip.wrapping_add(u64::from(len))
             && leaving.cpu.vcpu.branches == branches
             && leaving.is_undisturbed()
+            && !self.cache.meets_breakpoints(leaving.cpu.vcpu, &mut self.statistics)
             && Mode::of(leaving.cpu.vcpu) == Some(leaving.mode)
             && self.cache.is_right(leaving.cpu.ram)
         {
@@ -177,7 +178,7 @@ impl Translator {
 
     /// What lies between instructions, or code of a kind that is not translated.
     fn run_foreign(&mut self, cpu: &mut Cpu<'_>, until: u64) {
-        let watched = self.breakpoints.in_page(cpu.vcpu.regs.rip());
+        let watched = self.cache.has_breakpoints(cpu.vcpu.regs.rip());
         if self.stepping || (cpu.vcpu.needs_step() && !watched) {
             self.step_for(cpu, Reason::Between);
         } else {
@@ -201,27 +202,23 @@ impl Translator {
         }
         let rip = cpu.vcpu.regs.rip();
         match self.lookup(cpu, mode, rip) {
+            // Next time it is not the same translation.
+            Some(_) if self.cache.meets_breakpoints(cpu.vcpu, &mut self.statistics) => {}
             Some(entry) => self.execute(cpu, until, mode, entry),
-            None if self.breakpoints.in_page(rip) => self.run_foreign(cpu, until),
+            None if self.cache.has_breakpoints(rip) => self.run_foreign(cpu, until),
             None => self.step_for(cpu, Reason::Fetch),
         }
     }
 
     /// The fall-back engine knows the breakpoints, and code that has some is left to it.
     fn run_fallback(&mut self, cpu: &mut Cpu<'_>, until: u64) {
-        self.breakpoints.hit |= self.fallback.run(cpu, until) == Exit::Breakpoint;
+        self.hit_breakpoint |= self.fallback.run(cpu, until) == Exit::Breakpoint;
     }
 
     /// The translation of the code at linear address `rip`, unless fetching there raises
-    /// something or it is not RAM.
+    /// something, it is not RAM, or it has a breakpoint.
     fn lookup(&mut self, cpu: &mut Cpu<'_>, mode: Mode, rip: u64) -> Option<u32> {
         let at = fetch_place(cpu, rip)?;
-        if self.breakpoints.in_page(rip) {
-            if self.breakpoints.pages.insert(at.page()) {
-                self.cache.flush(&mut self.statistics);
-            }
-            return None;
-        }
         self.statistics.lookups += 1;
         self.cache.get(
             cpu,
@@ -309,14 +306,17 @@ impl Translator {
         leaving.words.set(layout::VECTORS, 0);
         leaving.words.set(layout::X87, 0);
         match self.lookup(leaving.cpu, leaving.mode, rip) {
-            Some(entry) if !self.must_look_around(leaving) => Next::Enter(entry),
+            Some(entry) if self.may_enter(leaving) => Next::Enter(entry),
             _ => Next::Boundary,
         }
     }
 
-    /// Whether slow work asked for attention. One instruction is executed whatever it takes.
-    fn must_look_around(&self, leaving: &Leaving<'_, '_>) -> bool {
-        leaving.cpu.vcpu.attention && !self.stepping
+    /// Whether slow work asked for no attention, and no breakpoint came into reach. One instruction
+    /// is executed whatever it takes.
+    fn may_enter(&mut self, leaving: &Leaving<'_, '_>) -> bool {
+        let vcpu = &*leaving.cpu.vcpu;
+        (!vcpu.attention || self.stepping)
+            && !self.cache.meets_breakpoints(vcpu, &mut self.statistics)
     }
 
     fn leave_by(&mut self, leaving: &mut Leaving<'_, '_>, site: Site) -> Next {
@@ -330,7 +330,7 @@ impl Translator {
             && leaving.fill(access, u64::from(size))
         {
             self.statistics.fills += 1;
-            if leaving.cpu.vcpu.tlb.changes() == changes && !self.must_look_around(leaving) {
+            if leaving.cpu.vcpu.tlb.changes() == changes && self.may_enter(leaving) {
                 return Next::Enter(resume);
             }
             // What the block looked up before may not be allowed any more.
@@ -392,6 +392,9 @@ impl Translator {
         let Some(entry) = self.cache.get(leaving.cpu, wanted, &mut self.statistics) else {
             return Next::Boundary;
         };
+        if !self.may_enter(leaving) {
+            return Next::Boundary;
+        }
         if self.cache.epoch == epoch {
             self.cache.link(jump, at.page(), entry);
         }
@@ -467,7 +470,7 @@ impl Engine for Translator {
         cpu.vcpu.attention = false;
         self.turns = 0;
         for _ in 0..DISPATCHES_MAX {
-            if std::mem::take(&mut self.breakpoints.hit) {
+            if std::mem::take(&mut self.hit_breakpoint) {
                 return Exit::Breakpoint;
             }
             if let Some(exit) = boundary(cpu.vcpu, until) {
@@ -501,8 +504,7 @@ impl Engine for Translator {
     }
 
     fn set_breakpoints(&mut self, addresses: &[u64]) {
-        self.breakpoints = Breakpoints::at(addresses);
-        self.cache.flush(&mut self.statistics);
+        self.cache.set_breakpoints(addresses, &mut self.statistics);
         self.fallback.set_breakpoints(addresses);
     }
 

@@ -5,6 +5,8 @@
 //! access is looked up by itself; a fast block goes over to it where a lookup for a group fails
 //! or the budget does not last for all its branches.
 
+use std::collections::BTreeSet;
+
 use iced_x86::{
     Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
     Mnemonic, OpKind,
@@ -55,6 +57,10 @@ pub(crate) struct Source<'a> {
     pub(crate) start: u16,
     /// The page behind it, if the instruction at `start` reaches into it.
     pub(crate) next: Option<NextPage>,
+    /// Where the page's marks of executed code are, if it is to make any.
+    pub(crate) marks: Option<u64>,
+    /// Offsets of instructions in the page that are not to be translated.
+    pub(crate) breakpoints: BTreeSet<u16>,
 }
 
 /// What an instruction on two pages needs to know of the second.
@@ -197,7 +203,7 @@ pub(crate) fn discover(
     };
     let mut from = source.start;
     let end = loop {
-        match discovery.run(options, mode, source.page, from) {
+        match discovery.run(options, mode, source, from) {
             Ok(end) => break end,
             Err(target) => from = target,
         }
@@ -246,16 +252,17 @@ impl Discovery<'_> {
         &mut self,
         options: Options,
         mode: Mode,
-        bytes: &[u8; 4096],
+        source: &Source<'_>,
         from: u16,
     ) -> Result<End, u16> {
-        let window = &bytes[usize::from(from)..];
+        let window = &source.page[usize::from(from)..];
         let mut decoder = Decoder::with_ip(64, window, u64::from(from), DecoderOptions::NONE);
         let extent = |end: u64| (from, (end as u16).max(from + 1));
         loop {
             let offset = decoder.ip();
             self.stop = offset as u16;
-            if offset == 4096 || self.insns.len() >= options.block_insns_max {
+            let breaks = source.breakpoints.contains(&self.stop);
+            if offset == 4096 || breaks || self.insns.len() >= options.block_insns_max {
                 self.extents.push(extent(offset));
                 return Ok(if offset == 4096 { End::Page } else { End::Limit });
             }
@@ -284,7 +291,10 @@ impl Discovery<'_> {
                     || self.extents.iter().any(|&(a, b)| (u64::from(a)..u64::from(b)).contains(&at))
             };
             let direct = instruction.op0_kind() == OpKind::NearBranch64 && target < 4096;
-            let jumps = direct && instruction.mnemonic() == Mnemonic::Jmp && !covered(target);
+            let jumps = direct
+                && instruction.mnemonic() == Mnemonic::Jmp
+                && !covered(target)
+                && !source.breakpoints.contains(&(target as u16));
             let passes = instruction.is_jcc_short_or_near()
                 && decoder.ip() < 4096
                 && !(direct && (target <= offset || covered(target)));

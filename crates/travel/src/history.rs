@@ -6,7 +6,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use machine::Machine;
-use memory::Epoch;
+use memory::{Epoch, RamError, Visited};
 use saved::Sections;
 
 use crate::pages::{Page, Pages};
@@ -17,12 +17,6 @@ use crate::travel::{Position, TravelError};
 const DENSE: usize = 48;
 /// Farther away, checkpoints are at most this far apart in the engine's work, ns.
 const SPARSE_NS: u64 = 1_000_000_000;
-/// After so much of the engine's work all code is forgotten and decoded again, ns, which takes
-/// about a fifth of that in a Linux at work. What was decoded since then is all that was executed
-/// since then; the shorter this is, the more a filter by code tells.
-const CODE_NS: u64 = 600_000_000;
-/// All of a page's bits.
-pub(crate) const ANYWHERE: u64 = u64::MAX;
 /// Bytes of pages beyond which checkpoints are thinned out more.
 const SIZE_MAX: usize = 2 << 30;
 
@@ -43,29 +37,24 @@ pub(crate) struct Checkpoint {
 /// RAM pages that were touched on the way from one checkpoint to the next.
 #[derive(Clone, Default)]
 struct Way {
-    /// In which instructions were executed.
+    /// In which instructions were executed; an instruction on two pages may not be in `visited`.
     executed: BTreeSet<u32>,
     /// Which were written, whatever came of it.
     written: BTreeSet<u32>,
-    /// Of which pages code was decoded on the way or before, with a bit for each 64 bytes; `None`
-    /// if what was executed had been decoded who knows when.
-    decoded: Option<Granules>,
+    /// Of which pages code was executed, and what of it.
+    visited: Arc<BTreeMap<u32, Visited>>,
 }
 
-/// Pages with a bit for each of their 64 bytes, in order.
-type Granules = Arc<Vec<(u32, u64)>>;
-
-fn has(granules: &Granules, page: u32, wanted: u64) -> bool {
-    let found = granules.binary_search_by_key(&page, |(page, _)| *page);
-    found.is_ok_and(|index| granules[index].1 & wanted != 0)
-}
-
-fn union(one: &Granules, other: &Granules) -> Granules {
-    let mut all: BTreeMap<u32, u64> = one.iter().copied().collect();
-    for (page, granules) in other.iter() {
-        *all.entry(*page).or_default() |= granules;
+impl Way {
+    /// Goes on with `more`.
+    fn extend(&mut self, more: &Way) {
+        self.executed.extend(&more.executed);
+        self.written.extend(&more.written);
+        let visited = Arc::make_mut(&mut self.visited);
+        for (page, visits) in more.visited.iter() {
+            visited.entry(*page).or_default().join(visits);
+        }
     }
-    Arc::new(all.into_iter().collect())
 }
 
 /// All checkpoints.
@@ -81,40 +70,32 @@ pub(crate) struct Stand {
     /// `epoch` or after.
     from: Position,
     epoch: Epoch,
-    /// The engine's work since all code was forgotten, ns; `None` after a jump.
-    code_ns: Option<u64>,
 }
 
 impl Stand {
     /// Of a new machine, which comes from none.
     pub fn nowhere(machine: &mut Machine) -> Stand {
         let from = Position { branches: u64::MAX, rip: u64::MAX, iterations: u64::MAX };
-        Stand { from, epoch: machine.begin_epoch(), code_ns: None }
-    }
-
-    /// What is decoded on the way ahead is to be told from what was decoded long ago.
-    fn forget_code_if_due(&mut self, machine: &mut Machine, cost_ns: u64) {
-        let spent = self.code_ns.map(|spent| spent + cost_ns).filter(|spent| *spent < CODE_NS);
-        if spent.is_none() {
-            machine.forget_code();
-        }
-        self.code_ns = Some(spent.unwrap_or(0));
+        Stand { from, epoch: machine.begin_epoch() }
     }
 }
 
 impl History {
     /// Begins with the machine as it is, at the beginning of its recording.
-    pub fn begin(machine: &mut Machine, sandbox: &Sandbox) -> (History, Stand) {
+    ///
+    /// # Errors
+    /// If there is no memory for what is to be known of executed code.
+    pub fn begin(machine: &mut Machine, sandbox: &Sandbox) -> Result<(History, Stand), RamError> {
+        machine.mark_visits()?;
         let from = Position::of(machine);
-        let stand = Stand { from, epoch: machine.begin_epoch(), code_ns: Some(0) };
+        let stand = Stand { from, epoch: machine.begin_epoch() };
         let (checkpoints, pages) = (BTreeMap::new(), Pages::default());
         let mut history = History { checkpoints, pages, sparse_ns: SPARSE_NS };
-        machine.forget_code();
         for page in 0..machine.pages() {
             history.pages.keep(page, from, None, &content(machine, page));
         }
         history.insert(machine, sandbox, 0, 0, BTreeSet::new());
-        (history, stand)
+        Ok((history, stand))
     }
 
     fn insert(
@@ -130,7 +111,7 @@ impl History {
             moment: sandbox.moment(),
             entry,
             changed,
-            way: Some(Way { decoded: Some(Arc::default()), ..Way::default() }),
+            way: Some(Way::default()),
             cost_ns,
         };
         self.checkpoints.insert(Position::of(machine), checkpoint);
@@ -151,20 +132,16 @@ impl History {
             return;
         }
         let written: BTreeSet<u32> = machine.pages_written_since(stand.epoch).collect();
-        let executed: Vec<u32> = machine.pages_executed_since(stand.epoch).collect();
-        let decoded = stand.code_ns.map(|_| Arc::new(machine.decoded().collect()));
-        // Of a way whose end was known before, all is known already.
-        let is_new = self.next(stand.from).is_none();
-        if let Some(way) = self.checkpoints.get_mut(&stand.from).and_then(|it| it.way.as_mut()) {
-            way.executed.extend(executed);
-            way.written.extend(&written);
-            if is_new {
-                way.decoded = decoded;
-            }
-        }
+        let way = Way {
+            executed: machine.pages_executed_since(stand.epoch).collect(),
+            written: written.clone(),
+            visited: Arc::new(machine.take_visited(stand.epoch).into_iter().collect()),
+        };
+        let (from, is_next) = (stand.from, self.next(stand.from).is_none_or(|next| here < next));
         self.keep(stand, machine, sandbox, entry, cost_ns, written);
-        if is_new {
-            stand.forget_code_if_due(machine, cost_ns);
+        // Where others lie between, all is known already.
+        if is_next && let Some(from) = self.checkpoints.get_mut(&from) {
+            from.way = Some(way);
         }
         self.thin(here);
     }
@@ -181,6 +158,7 @@ impl History {
         if let Some(from) = self.checkpoints.get_mut(&stand.from) {
             from.way = None;
         }
+        machine.take_visited(stand.epoch);
         let written = machine.pages_written_since(stand.epoch).collect();
         self.keep(stand, machine, sandbox, entry, SPARSE_NS, written);
     }
@@ -211,7 +189,7 @@ impl History {
         if let Some((_, next)) = self.after(here) {
             next.cost_ns = next.cost_ns.saturating_sub(cost_ns);
             next.changed.extend(changed_back);
-            // What lay between is known of both parts together only.
+            // What lay between is known of both parts together, and of neither alone.
             let way = self.checkpoints[&stand.from].way.clone();
             self.checkpoints.get_mut(&here).expect("just made").way = way;
         }
@@ -258,10 +236,7 @@ impl History {
         next.changed.extend(gone.changed);
         if let Some((_, before)) = self.checkpoints.range_mut(..at).next_back() {
             before.way = before.way.take().zip(gone.way).map(|(mut way, more)| {
-                way.executed.extend(more.executed);
-                way.written.extend(more.written);
-                let both = way.decoded.as_ref().zip(more.decoded.as_ref());
-                way.decoded = both.map(|(one, other)| union(one, other));
+                way.extend(&more);
                 way
             });
         }
@@ -291,15 +266,14 @@ impl History {
     }
 
     /// Whether, between the checkpoint at `at` and the next one, instructions of one of these may
-    /// have been executed (RAM pages, with a bit for each 64 bytes) or one of those RAM pages may
-    /// have been written.
-    pub fn may_meet(&self, at: Position, executed: &[(u32, u64)], written: &[u32]) -> bool {
+    /// have been executed (parts of RAM pages) or one of those RAM pages may have been written.
+    pub fn may_meet(&self, at: Position, executed: &[(u32, Visited)], written: &[u32]) -> bool {
         let (Some(_), Some(way)) = (self.next(at), &self.checkpoints[&at].way) else {
             return true;
         };
-        let may_execute = |(page, granules): &(u32, u64)| {
-            let decoded = |decoded| *granules == ANYWHERE || has(decoded, *page, *granules);
-            way.executed.contains(page) && way.decoded.as_ref().is_none_or(decoded)
+        let may_execute = |(page, wanted): &(u32, Visited)| match *wanted {
+            Visited::ANYWHERE => way.executed.contains(page),
+            _ => way.visited.get(page).is_some_and(|visited| visited.meets(wanted)),
         };
         executed.iter().any(may_execute) || written.iter().any(|page| way.written.contains(page))
     }
@@ -337,7 +311,8 @@ impl History {
         let checkpoint = &self.checkpoints[&at];
         machine.restore(checkpoint.sections.clone())?;
         sandbox.go_to(&checkpoint.moment);
-        *stand = Stand { from: at, epoch: machine.begin_epoch(), code_ns: None };
+        machine.take_visited(stand.epoch);
+        *stand = Stand { from: at, epoch: machine.begin_epoch() };
         Ok(checkpoint.entry)
     }
 }
@@ -379,7 +354,7 @@ mod tests {
     #[test]
     fn page_that_changed_back_is_right_at_every_checkpoint_whenever_they_were_taken() {
         let (mut machine, mut sandbox) = (machine(), Sandbox::new(Vec::new()));
-        let (mut history, mut stand) = History::begin(&mut machine, &sandbox);
+        let (mut history, mut stand) = History::begin(&mut machine, &sandbox).unwrap();
         let start = history.first();
         machine.reset();
         machine.reset();
@@ -400,7 +375,7 @@ mod tests {
     #[test]
     fn way_on_which_a_page_changed_and_changed_back_is_worth_a_look() {
         let (mut machine, sandbox) = (machine(), Sandbox::new(Vec::new()));
-        let (mut history, mut stand) = History::begin(&mut machine, &sandbox);
+        let (mut history, mut stand) = History::begin(&mut machine, &sandbox).unwrap();
         let start = history.first();
         machine.put_page(PAGE, &[9; 4096]);
         machine.put_page(PAGE, &[0; 4096]);
@@ -413,10 +388,11 @@ mod tests {
     #[test]
     fn way_that_was_not_run_is_worth_a_look() {
         let (mut machine, sandbox) = (machine(), Sandbox::new(Vec::new()));
-        let (mut history, mut stand) = History::begin(&mut machine, &sandbox);
+        let (mut history, mut stand) = History::begin(&mut machine, &sandbox).unwrap();
         let start = history.first();
         machine.reset();
         history.take_jumped(&mut stand, &mut machine, &sandbox, 1);
-        assert!(history.may_meet(start, &[(3, 1)], &[]) && history.may_meet(start, &[], &[3]));
+        let executed = [(3, Visited::at(0))];
+        assert!(history.may_meet(start, &executed, &[]) && history.may_meet(start, &[], &[3]));
     }
 }

@@ -6,10 +6,10 @@
 //! page written is not run at all.
 
 use machine::WatchKind;
+use memory::Visited;
 use replay::Target;
 use types::PAGE_SIZE;
 
-use crate::history::ANYWHERE;
 use crate::look;
 use crate::travel::{Halt, Position, Travel, TravelError};
 use crate::watched::{Piece, Watched};
@@ -17,9 +17,9 @@ use crate::watched::{Piece, Watched};
 /// From a checkpoint to the next, or to a position before that.
 pub(crate) type Interval = (Position, Position);
 
-/// What tells of an interval that it need not be run: RAM pages of breakpoints, with a bit for the
-/// 64 bytes each is in, and RAM pages of watched bytes.
-type Filter = (Vec<(u32, u64)>, Vec<u32>);
+/// What tells of an interval that it need not be run: where in RAM pages breakpoints are, and RAM
+/// pages of watched bytes.
+type Filter = (Vec<(u32, Visited)>, Vec<u32>);
 
 /// No instruction is longer, bytes.
 const INSTRUCTION_SIZE_MAX: u64 = 15;
@@ -136,7 +136,7 @@ impl Travel {
     ) -> Result<Halt, TravelError> {
         let origin = self.position();
         let mut watched = Watched::find(&self.machine, stops);
-        let executed = self.granules_of(&stops.breakpoints);
+        let executed = self.places_of(&stops.breakpoints);
         let filter = executed.zip(watched.written());
         let mut end = origin;
         // What happened last happened lately more often than not: that is looked at alone.
@@ -202,19 +202,19 @@ impl Travel {
         if at < end { at } else { history.strictly_before(end) }
     }
 
-    /// RAM pages of breakpoints in the kernel, whose mapping is the same at all times, with a bit
-    /// for the 64 bytes each is in; `None` if there are others.
-    fn granules_of(&self, breakpoints: &[u64]) -> Option<Vec<(u32, u64)>> {
+    /// RAM pages of breakpoints in the kernel, whose mapping is the same at all times, and where in
+    /// them they are; `None` if there are others.
+    fn places_of(&self, breakpoints: &[u64]) -> Option<Vec<(u32, Visited)>> {
         let cr3 = self.machine.vcpu().cr3;
-        let granules = |&address: &u64| {
+        let place = |&address: &u64| {
             let place = look::place(&self.machine, cr3, address).ok()?;
             let within = place.0 % PAGE_SIZE;
-            // What reaches into the next page is not told by its granule.
+            // Of what reaches into the next page only the page is known.
             let may_reach = within > PAGE_SIZE - INSTRUCTION_SIZE_MAX;
-            let granules = if may_reach { ANYWHERE } else { 1 << (within / 64) };
-            (address >> 63 == 1).then_some((place.page() as u32, granules))
+            let part = if may_reach { Visited::ANYWHERE } else { Visited::at(within) };
+            (address >> 63 == 1).then_some((place.page() as u32, part))
         };
-        breakpoints.iter().map(granules).collect()
+        breakpoints.iter().map(place).collect()
     }
 
     /// The last thing of `stops` from the checkpoint that an interval begins with up to, not

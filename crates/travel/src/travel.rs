@@ -8,6 +8,7 @@ use cpu::Engine;
 use devices::PowerEvent;
 use journal::{Entry, LogError, Output, What};
 use machine::Machine;
+use memory::RamError;
 use replay::{Entries, Progress, ReplayError, Replayer, Target};
 use saved::RestoreError;
 use types::{ExecutionPoint, VirtualTime};
@@ -92,6 +93,9 @@ pub enum TravelError {
     /// A checkpoint in memory cannot be gone back to.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// There is no memory for what is to be known of the way.
+    #[error(transparent)]
+    Memory(#[from] RamError),
     /// The machine cannot be booted again.
     #[error("the machine cannot be booted again as in the recording: {0}")]
     Reboot(String),
@@ -166,7 +170,7 @@ impl Travel {
     /// ended it.
     ///
     /// # Errors
-    /// None but those of an empty log.
+    /// Those of an empty log, and [`TravelError::Memory`].
     pub fn new(
         mut machine: Machine,
         engine: Box<dyn Engine>,
@@ -176,7 +180,7 @@ impl Travel {
         no_reboot: bool,
     ) -> Result<Travel, TravelError> {
         let entries: Arc<[Entry]> = entries.into();
-        let (history, stand) = History::begin(&mut machine, &sandbox);
+        let (history, stand) = History::begin(&mut machine, &sandbox)?;
         Ok(Travel {
             replayer: replayer(&entries, 0)?,
             machine,

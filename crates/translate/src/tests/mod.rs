@@ -1,6 +1,7 @@
 //! Small guests under interpreter and translator, compared at every branch, under every setting.
 
 mod coverage;
+mod debugged;
 mod random;
 mod room;
 
