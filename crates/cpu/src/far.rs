@@ -446,9 +446,8 @@ impl Cpu<'_> {
         let flags = self.vcpu.regs.rflags();
         self.vcpu.regs.gpr[gpr::RCX] = return_to;
         self.vcpu.regs.gpr[gpr::R11] = flags & !flag::RF;
-        let selector = (self.vcpu.msrs.star >> 32) as u16;
         self.vcpu.regs.gpr[gpr::RIP] = self.vcpu.msrs.lstar;
-        self.set_flat_segments(selector & 0xfffc, selector.wrapping_add(8), 0, true);
+        self.set_segments(syscall_segments(self.vcpu.msrs.star), 0);
         let masked = flags & !(self.vcpu.msrs.sfmask | flag::RF);
         self.vcpu.set_rflags(masked);
         if masked & flag::TF == 0 {
@@ -469,12 +468,10 @@ impl Cpu<'_> {
         if self.vcpu.cpl != 0 || (to_64 && !types::Gva(target).is_canonical()) {
             return Err(Exception::GP0);
         }
-        let base = (self.vcpu.msrs.star >> 48) as u16;
-        let cs = if to_64 { base.wrapping_add(16) } else { base };
         self.vcpu.regs.gpr[gpr::RIP] = if to_64 { target } else { target & 0xffff_ffff };
         let flags = self.vcpu.regs.gpr[gpr::R11];
         self.vcpu.regs.set_rflags(flags & !(flag::RF | flag::VM));
-        self.set_flat_segments(cs | 3, base.wrapping_add(8) | 3, 3, to_64);
+        self.set_segments(sysret_segments(self.vcpu.msrs.star, to_64), 3);
         if flags & flag::TF != 0 {
             // Unlike IRET and POPF, SYSRET that sets TF traps before the next instruction.
             self.vcpu.pending.debug |= crate::state::DR6_BS;
@@ -527,18 +524,40 @@ impl Cpu<'_> {
 
     /// The fixed flat segments of the fast system calls.
     fn set_flat_segments(&mut self, cs: u16, ss: u16, cpl: u8, code64: bool) {
-        let common = attr::PRESENT
-            | attr::S
-            | attr::G
-            | attr::RW
-            | attr::ACCESSED
-            | (u32::from(cpl) << attr::DPL_SHIFT);
-        let size = if code64 { attr::L } else { attr::DB };
-        let flat =
-            |selector, attributes| Segment { selector, base: 0, limit: u32::MAX, attributes };
-        self.vcpu.segments[Seg::Cs as usize] = flat(cs, common | attr::CODE | size);
-        self.vcpu.segments[Seg::Ss as usize] = flat(ss, common | attr::DB);
+        self.set_segments(flat_segments(cs, ss, cpl, code64), cpl);
+    }
+
+    /// CS and SS.
+    fn set_segments(&mut self, [cs, ss]: [Segment; 2], cpl: u8) {
+        self.vcpu.segments[Seg::Cs as usize] = cs;
+        self.vcpu.segments[Seg::Ss as usize] = ss;
         self.vcpu.cpl = cpl;
         self.vcpu.rederive();
     }
+}
+
+/// CS and SS with all of memory in them.
+fn flat_segments(cs: u16, ss: u16, cpl: u8, code64: bool) -> [Segment; 2] {
+    let common = attr::PRESENT
+        | attr::S
+        | attr::G
+        | attr::RW
+        | attr::ACCESSED
+        | (u32::from(cpl) << attr::DPL_SHIFT);
+    let size = if code64 { attr::L } else { attr::DB };
+    let flat = |selector, attributes| Segment { selector, base: 0, limit: u32::MAX, attributes };
+    [flat(cs, common | attr::CODE | size), flat(ss, common | attr::DB)]
+}
+
+/// CS and SS after SYSCALL with this IA32_STAR (SDM vol. 2, "SYSCALL").
+pub fn syscall_segments(star: u64) -> [Segment; 2] {
+    let selector = (star >> 32) as u16;
+    flat_segments(selector & 0xfffc, selector.wrapping_add(8), 0, true)
+}
+
+/// CS and SS after SYSRET to 64-bit or compatibility mode (SDM vol. 2, "SYSRET").
+pub fn sysret_segments(star: u64, to_64: bool) -> [Segment; 2] {
+    let base = (star >> 48) as u16;
+    let cs = if to_64 { base.wrapping_add(16) } else { base };
+    flat_segments(cs | 3, base.wrapping_add(8) | 3, 3, to_64)
 }

@@ -31,7 +31,7 @@ pub use access::{ACCESS_SIZE_MAX, Word};
 pub use bus::{Bus, EmptyBus};
 pub use engine::{Engine, Exit};
 pub use exception::{Exception, Result, vector};
-pub use far::FarPointer;
+pub use far::{FarPointer, syscall_segments, sysret_segments};
 pub use fpu::{SaveForm, Unit};
 pub use interrupt::Cause;
 pub use paging::{Access, PHYSICAL_BITS, Place};

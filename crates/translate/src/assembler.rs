@@ -98,6 +98,17 @@ impl Assembler {
         self.put(&[1]);
     }
 
+    /// `cmp dword word, value`.
+    pub(crate) fn compare_word(&mut self, word: i32, value: u32) {
+        self.plain_word(&[0x81], Form::Cmp as u8, word);
+        self.put(&value.to_le_bytes());
+    }
+
+    /// `mov register, word`, the low 32 bits; `register` is one of the first eight.
+    pub(crate) fn load_low(&mut self, register: u8, word: i32) {
+        self.plain_word(&[0x8b], register, word);
+    }
+
     /// Sets `size` bytes (1, 2, 4 or 8) at `[rdi + displacement]` to ones.
     pub(crate) fn fill_ones(&mut self, displacement: i32, size: usize) {
         match size {

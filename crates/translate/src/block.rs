@@ -14,6 +14,7 @@ use types::PAGE_SIZE;
 
 use crate::assembler::{Assembler, Form, Op, condition};
 use crate::classify::{Class, Mode, Unit};
+use crate::crossing::Gates;
 use crate::flags::Redo;
 use crate::group::{Group, Member};
 use crate::layout::{self, Flags, host};
@@ -63,6 +64,9 @@ pub(crate) struct Workshop {
     /// Address of the table of indirect branches by side of the TLB, in the mode of the block
     /// being made otherwise.
     pub(crate) tables: [u64; 4],
+    /// The same for the code that SYSCALL or SYSRET in that block goes to.
+    pub(crate) beyond: u64,
+    pub(crate) gates: Gates,
 }
 
 /// Memory for the next block: what the one before was made in.
@@ -307,7 +311,7 @@ impl<'a> Emitter<'a> {
     fn branch_inside(&mut self, planned: &Planned) -> Emitted {
         self.held = self.was_held;
         if planned.instruction.mnemonic() != Mnemonic::Jmp {
-            self.branch_aside(&planned.instruction)?;
+            self.branch_aside(planned)?;
         }
         self.unretired -= 1;
         Ok(())
@@ -383,7 +387,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Flags to AX, on the way out.
-    fn keep_flags(&mut self) {
+    pub(crate) fn keep_flags(&mut self) {
         if let Flags::Redo(redo) = self.flags {
             self.code.put(&self.redos[usize::from(redo)]);
             self.flags = Flags::Host;

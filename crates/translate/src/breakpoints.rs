@@ -33,6 +33,12 @@ impl Breakpoints {
         Breakpoints { linear, ..Breakpoints::default() }
     }
 
+    /// Whether there are none.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.linear.is_empty()
+    }
+
     /// RAM pages that have some.
     pub(crate) fn pages(&self) -> impl Iterator<Item = usize> {
         self.places.keys().copied()

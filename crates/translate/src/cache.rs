@@ -22,6 +22,7 @@ use crate::block::{self, BLOCK_BYTES_MAX, Block, Paper, Place, SAVED_ENTRY, Work
 use crate::breakpoints::Breakpoints;
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
+use crate::crossing::Gates;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::options::Options;
 use crate::plan::{self, NextPage, Source, Variant};
@@ -167,6 +168,8 @@ impl Cache {
                 options,
                 rotates: std::arch::is_x86_feature_detected!("bmi2"),
                 tables: [0; 4],
+                beyond: 0,
+                gates: Gates::default(),
             },
             pages: BTreeMap::new(),
             tables: vec![None; Mode::COUNT],
@@ -308,7 +311,11 @@ impl Cache {
     }
 
     /// Whether the TLB leads to code with breakpoints that was translated without: not any more.
+    #[inline]
     pub(crate) fn meets_breakpoints(&mut self, vcpu: &Vcpu, statistics: &mut Statistics) -> bool {
+        if self.breakpoints.is_empty() {
+            return false;
+        }
         let new = self.breakpoints.learn_all(vcpu);
         let meets = !new.is_empty();
         self.drop_pages(new, statistics);
@@ -345,6 +352,12 @@ impl Cache {
                 *slot = FREE;
             }
         }
+    }
+
+    /// The number of the MSRs by which SYSCALL and SYSRET work now.
+    #[inline]
+    pub(crate) fn gate(&mut self, vcpu: &Vcpu) -> u32 {
+        self.workshop.gates.look(&vcpu.msrs)
     }
 
     /// Address of the table of indirect branches for `mode`.
@@ -419,6 +432,7 @@ impl Cache {
             start,
             next: None,
             marks: self.marks_of(at),
+            crosses: self.workshop.gates.now.is_some(),
             breakpoints: self.breakpoints.in_ram_page(at.page()),
         };
         let mut next_at = None;
@@ -432,6 +446,9 @@ impl Cache {
             for side in [SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY] {
                 self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
             }
+        }
+        if source.crosses {
+            self.workshop.beyond = self.table(mode.beyond());
         }
         cpu.vcpu.toil();
         let mut block = self.make(wanted, &source);

@@ -1,7 +1,7 @@
 //! What the translator does with a guest instruction, and what the instruction does to flags.
 
 use cpu::cpuid::Model;
-use cpu::{Vcpu, cr};
+use cpu::{Vcpu, cr, tlb};
 use iced_x86::{
     Code, CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, RflagsBits,
 };
@@ -41,6 +41,17 @@ impl Mode {
 
     /// One more than the largest number.
     pub(crate) const COUNT: usize = 256;
+
+    /// That of the code that SYSCALL or SYSRET goes to, if IA32_FMASK clears AC.
+    pub(crate) fn beyond(self) -> Mode {
+        let kernel = !self.kernel;
+        let side = match () {
+            () if !kernel => tlb::SIDE_USER,
+            () if self.smap => tlb::SIDE_SUPERVISOR,
+            () => tlb::SIDE_SUPERVISOR_ANY,
+        };
+        Mode { kernel, side, ..self }
+    }
 
     /// What it is now; `None` where nothing is translated.
     pub(crate) fn of(vcpu: &Vcpu) -> Option<Mode> {

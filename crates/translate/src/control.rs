@@ -14,7 +14,7 @@ use crate::trampoline::look_up_branch;
 
 /// How a branch to another page knows its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     /// It is part of the instruction: the address is compared with the one it was linked for.
     Direct,
     /// It was computed: the table of indirect branches is asked.
@@ -45,6 +45,7 @@ impl Emitter<'_> {
             }
             Mnemonic::Call => self.call_indirect(planned),
             Mnemonic::Ret => self.ret(planned),
+            Mnemonic::Syscall | Mnemonic::Sysretq => self.cross(planned),
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jrcxz => {
                 self.count(instruction, target)
             }
@@ -57,10 +58,15 @@ impl Emitter<'_> {
         }
     }
 
-    /// A conditional branch that leaves the block by the side.
-    pub(crate) fn branch_aside(&mut self, instruction: &Instruction) -> Emitted {
+    /// A conditional branch that leaves the block by the side: when it is taken, or when a loop
+    /// does not go on.
+    pub(crate) fn branch_aside(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
         let condition = condition_number(instruction.condition_code()).ok_or(Unsupported)?;
         self.restore_flags();
+        if planned.again {
+            return self.leave_aside(condition ^ 1, i64::from(self.next));
+        }
         self.leave_aside(condition, instruction.near_branch_target() as i64)
     }
 
@@ -82,7 +88,7 @@ impl Emitter<'_> {
     }
 
     /// Linear address of `target` from the page's start to `to`.
-    fn linear(&mut self, to: u8, target: i32) {
+    pub(crate) fn linear(&mut self, to: u8, target: i32) {
         self.code.op_word(Op::Load, to, layout::PAGE);
         self.code.lea(to, to, target);
     }
@@ -124,7 +130,7 @@ impl Emitter<'_> {
     }
 
     /// To the translation of the code at host address RDI.
-    fn jump_to(&mut self, kind: Kind) {
+    pub(crate) fn jump_to(&mut self, kind: Kind) {
         if kind == Kind::Indirect {
             let miss = look_up_branch(&mut self.code);
             self.bind_outside(miss, self.workshop.trampolines.lookup);

@@ -134,6 +134,7 @@ impl Translator {
             Outcome::Declined => {
                 self.fallbacks.note_step(mnemonic);
                 self.fall_back(leaving.cpu);
+                leaving.words.set(layout::GATE, u64::from(self.cache.gate(leaving.cpu.vcpu)));
             }
         }
         if let Some(resume) = then
@@ -248,6 +249,7 @@ impl Translator {
         words.set(layout::VECTORS, 0);
         words.set(layout::X87, 0);
         words.set(layout::HOST_MXCSR, HOST_MXCSR);
+        words.set(layout::GATE, u64::from(self.cache.gate(cpu.vcpu)));
         let space = cpu.vcpu.tlb.space();
         let mut leaving = Leaving { cpu, until, mode, words, space };
         leaving.refresh();
@@ -266,8 +268,9 @@ impl Translator {
     }
 
     fn leave(&mut self, leaving: &mut Leaving<'_, '_>) -> Next {
-        // CLAC and STAC change it.
-        leaving.mode.side = leaving.cpu.vcpu.mode.side;
+        // CLAC and STAC, SYSCALL and SYSRET change it.
+        let vcpu = &*leaving.cpu.vcpu;
+        (leaving.mode.side, leaving.mode.kernel) = (vcpu.mode.side, vcpu.cpl == 0);
         let id = leaving.words.get(layout::EXIT_SITE) as SiteId;
         match id {
             SITE_LOOKUP => {

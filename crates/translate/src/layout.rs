@@ -96,6 +96,9 @@ pub(crate) const X87: i32 = word(35);
 /// Registers while x87 state is loaded.
 pub(crate) const X87_SPILLED: [i32; 3] = [word(36), word(37), word(38)];
 
+/// Number of the MSRs by which SYSCALL and SYSRET work; see [`crate::crossing::Gates`].
+pub(crate) const GATE: i32 = word(39);
+
 /// Host address of the first byte of a block's group `number`.
 pub(crate) const fn group(number: usize) -> i32 {
     assert!(number < GROUPS_MAX);

@@ -19,6 +19,7 @@ mod classify;
 mod code_memory;
 mod compute;
 mod control;
+mod crossing;
 mod dispatch;
 mod effects;
 mod fallback;

@@ -13,6 +13,7 @@ use iced_x86::{
 };
 
 use crate::classify::{Class, FlagUse, Mode, classify, flag_use};
+use crate::crossing::is_crossing;
 use crate::effects::Effects;
 use crate::group::{self, Group, Member};
 use crate::options::Options;
@@ -21,6 +22,8 @@ use crate::options::Options;
 const BRANCHES_MAX: usize = 8;
 /// A fast block runs past no branch after so many instructions.
 const LONG: usize = 40;
+/// Nor does it repeat a loop that is longer than this with one more copy of it.
+const REPEATED: usize = 32;
 /// Which translation of some code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Variant {
@@ -59,6 +62,8 @@ pub(crate) struct Source<'a> {
     pub(crate) next: Option<NextPage>,
     /// Where the page's marks of executed code are, if it is to make any.
     pub(crate) marks: Option<u64>,
+    /// SYSCALL and SYSRET are translated.
+    pub(crate) crosses: bool,
     /// Offsets of instructions in the page that are not to be translated.
     pub(crate) breakpoints: BTreeSet<u16>,
 }
@@ -84,6 +89,8 @@ pub(crate) struct Planned {
     pub(crate) offset: u16,
     /// A branch after which the block goes on.
     pub(crate) inside: bool,
+    /// One that goes back to the block's start: the block goes on with another copy of it.
+    pub(crate) again: bool,
     /// Its memory operand, if in a group.
     pub(crate) operand: Option<Member>,
     /// What it pushes or pops, if in a group.
@@ -107,13 +114,14 @@ impl Planned {
     ) -> Planned {
         let effects = Effects::of(&instruction, factory);
         let flags = flag_use(&instruction);
-        let (inside, operand, stack) = (false, None, None);
+        let (inside, again, operand, stack) = (false, false, None, None);
         let (flags_before, flags_after, redone) = (true, true, false);
         Planned {
             instruction,
             class,
             offset,
             inside,
+            again,
             operand,
             stack,
             effects,
@@ -236,6 +244,13 @@ fn discover_on_two(
     Plan { insns, end, stop, extents, groups: Vec::new() }
 }
 
+/// Whether the instruction is a conditional branch back to `start`, with something behind it.
+fn is_loop(instruction: &Instruction, start: u16) -> bool {
+    instruction.is_jcc_short_or_near()
+        && instruction.near_branch_target() == u64::from(start)
+        && instruction.next_ip() < 4096
+}
+
 struct Discovery<'a> {
     factory: &'a mut InstructionInfoFactory,
     insns: Vec<Planned>,
@@ -247,6 +262,14 @@ struct Discovery<'a> {
 }
 
 impl Discovery<'_> {
+    /// Whether another copy of a loop is to follow, if it is one and the instruction ends it.
+    fn may_repeat(&self, instruction: &Instruction, start: u16) -> bool {
+        let offset = instruction.ip() as u16;
+        let copies = 1 + self.insns.iter().filter(|planned| planned.offset == offset).count();
+        let length = self.insns.len() + 1;
+        is_loop(instruction, start) && length + length / copies <= REPEATED
+    }
+
     /// Instructions from `from` on; where they go on, or how they end.
     fn run(
         &mut self,
@@ -272,7 +295,10 @@ impl Discovery<'_> {
                 self.extents.push(extent(4096));
                 return Ok(End::Limit);
             }
-            let class = classify(&instruction, mode);
+            let class = match classify(&instruction, mode) {
+                Class::Step if source.crosses && is_crossing(&instruction, mode) => Class::Branch,
+                class => class,
+            };
             if class == Class::Step && ends_block(&instruction) {
                 self.extents.push(extent(decoder.ip()));
                 return Ok(End::step(&instruction));
@@ -298,9 +324,14 @@ impl Discovery<'_> {
             let passes = instruction.is_jcc_short_or_near()
                 && decoder.ip() < 4096
                 && !(direct && (target <= offset || covered(target)));
-            planned.inside = room && (jumps || passes);
-            let inside = planned.inside;
+            planned.again = room && self.may_repeat(&instruction, source.start);
+            planned.inside = planned.again || room && (jumps || passes);
+            let (again, inside) = (planned.again, planned.inside);
             self.insns.push(planned);
+            if again {
+                self.extents.push((from, decoder.ip() as u16));
+                return Err(source.start);
+            }
             if !inside {
                 self.extents.push((from, decoder.ip() as u16));
                 return Ok(End::Branch);

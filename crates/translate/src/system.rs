@@ -13,7 +13,7 @@ use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, host};
 use crate::site::Why;
 
-const OTHER_FLAGS: i32 = offset_of!(Registers, rflags_other) as i32;
+pub(crate) const OTHER_FLAGS: i32 = offset_of!(Registers, rflags_other) as i32;
 
 /// Displacement from the vCPU's registers of what is at `offset` in the vCPU.
 pub(crate) const fn beside_registers(offset: usize) -> i32 {
@@ -27,8 +27,8 @@ const SEGMENT_GS_BASE: i32 = beside_registers(
         + Seg::Gs as usize * size_of::<Segment>()
         + offset_of!(Segment, base),
 );
-const MODE_SIDE: i32 = beside_registers(offset_of!(Vcpu, mode.side));
-const MODE_WALK_SIDE: i32 = beside_registers(offset_of!(Vcpu, mode.walk_side));
+pub(crate) const MODE_SIDE: i32 = beside_registers(offset_of!(Vcpu, mode.side));
+pub(crate) const MODE_WALK_SIDE: i32 = beside_registers(offset_of!(Vcpu, mode.walk_side));
 const MODE_GS_BASE: i32 =
     beside_registers(offset_of!(Vcpu, mode.bases) + Seg::Gs as usize * size_of::<u64>());
 
@@ -125,16 +125,21 @@ impl Emitter<'_> {
         self.code.op_memory(Op::Store, host::RSI, host::RDI, MODE_GS_BASE);
     }
 
-    /// RF and VM, which PUSHF clears, are clear in translated code.
-    fn pushfq(&mut self) -> Emitted {
-        self.below_stack()?;
-        self.code.op_word(Op::Store, host::RDI, layout::TEMPORARY);
+    /// RFLAGS to RSI, from AX and the rest; the address of the registers to RDI.
+    pub(crate) fn flags_whole(&mut self) {
         self.code.put(&[0x0f, 0xb6, 0xf4]); // movzx esi, ah
         self.code.put(&[0x0f, 0xb6, 0xf8]); // movzx edi, al
         self.code.put(&[0xc1, 0xe7, 11]); // shl edi, 11
         self.code.put(&[0x09, 0xfe]); // or esi, edi
         self.code.op_word(Op::Load, host::RDI, layout::REGISTERS);
         self.code.op_memory(Op::Or, host::RSI, host::RDI, OTHER_FLAGS);
+    }
+
+    /// RF and VM, which PUSHF clears, are clear in translated code.
+    fn pushfq(&mut self) -> Emitted {
+        self.below_stack()?;
+        self.code.op_word(Op::Store, host::RDI, layout::TEMPORARY);
+        self.flags_whole();
         self.code.op_word(Op::Load, host::RDI, layout::TEMPORARY);
         self.code.op_memory(Op::Store, host::RSI, host::RDI, 0);
         self.code.lea(GUEST_RSP, GUEST_RSP, -8);

@@ -1,7 +1,9 @@
 //! Small guests under interpreter and translator, compared at every branch, under every setting.
 
 mod coverage;
+mod crossing;
 mod debugged;
+mod loops;
 mod random;
 mod room;
 
@@ -76,8 +78,16 @@ fn guest(code: &[u8]) -> Guest {
 }
 
 /// State after each `stride` branches, to the end.
-fn trace(mut engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64>, u128)> {
-    let Guest { mut vcpu, mut ram } = guest(code);
+fn trace(engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64>, u128)> {
+    trace_guest(engine, guest(code), stride)
+}
+
+fn trace_guest(
+    mut engine: Box<dyn Engine>,
+    guest: Guest,
+    stride: u64,
+) -> Vec<(u64, Vec<u64>, u128)> {
+    let Guest { mut vcpu, mut ram } = guest;
     let mut states = Vec::new();
     while vcpu.branches < BRANCHES_MAX {
         let until = vcpu.branches - vcpu.branches % stride + stride;
@@ -93,6 +103,12 @@ fn trace(mut engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec
         state.extend(vcpu.regs.ymm.iter().flatten());
         state.push(u64::from(vcpu.regs.fx.mxcsr()));
         state.push(vcpu.cr2);
+        state.extend([u64::from(vcpu.cpl), u64::from(vcpu.mode.side)]);
+        state.extend([u64::from(vcpu.mode.walk_side), vcpu.msrs.kernel_gs_base]);
+        for segment in vcpu.segments {
+            state.extend([u64::from(segment.selector), segment.base, u64::from(segment.limit)]);
+            state.push(u64::from(segment.attributes));
+        }
         let image = vcpu.regs.fx.0.chunks_exact(8);
         state.extend(image.map(|word| u64::from_le_bytes(word.try_into().unwrap())));
         let hash = ram.hash();

@@ -1,0 +1,65 @@
+//! Loops: several rounds in one block.
+
+use std::collections::BTreeSet;
+
+use iced_x86::InstructionInfoFactory;
+
+use super::check;
+use crate::Options;
+use crate::classify::Mode;
+use crate::plan::{self, End, Source, Variant};
+
+/// Copies of a loop's last branch in the block at its start, and whether the last one ends it.
+fn rounds(code: &[u8], variant: Variant) -> (usize, bool) {
+    let mut page = [0x90; 4096];
+    page[..code.len()].copy_from_slice(code);
+    let breakpoints = BTreeSet::new();
+    let (start, next, marks, crosses) = (0, None, None, false);
+    let source = Source { page: &page, start, next, marks, crosses, breakpoints };
+    let mut factory = InstructionInfoFactory::new();
+    let (options, mode) = (Options::default(), Mode::default());
+    let plan = plan::discover(options, mode, variant, &source, &mut factory, Vec::new());
+    let last = code.len() as u16 - 2;
+    let copies = plan.insns.iter().filter(|planned| planned.offset == last);
+    let ends = plan.end == End::Branch && !plan.insns.last().expect("some").inside;
+    (copies.count(), ends)
+}
+
+#[test]
+fn loops_are_repeated_as_long_as_they_are_short() {
+    let short = [0x48, 0x01, 0xc8, 0xff, 0xc9, 0x75, 0xf9]; // 1: add rax, rcx; dec ecx; jnz 1b
+    assert_eq!(rounds(&short, Variant::Fast), (8, true));
+    assert_eq!(rounds(&short, Variant::Careful), (1, true));
+    let long = |adds: usize| {
+        let mut code = [0x48, 0x01, 0xc8].repeat(adds);
+        code.extend([0xff, 0xc9, 0x75]);
+        code.push(0u8.wrapping_sub(code.len() as u8 + 1));
+        code
+    };
+    assert_eq!(rounds(&long(6), Variant::Fast), (4, true));
+    assert_eq!(rounds(&long(14), Variant::Fast), (2, true));
+    assert_eq!(rounds(&long(15), Variant::Fast), (1, true));
+}
+
+#[test]
+fn loops_that_end_in_any_round() {
+    for count in 1..20 {
+        check(
+            "rounds",
+            &[
+                0xb9, count, 0, 0, 0, // mov ecx, count
+                0x48, 0x8d, 0x73, 0xe0, // lea rsi, [rbx - 32]
+                0x48, 0x89, 0x06, // 1: mov [rsi], rax
+                0x48, 0x13, 0x46, 0x08, // adc rax, [rsi + 8]
+                0x48, 0x83, 0xc6, 0x08, // add rsi, 8
+                0xa8, 0x40, // test al, 40h
+                0x75, 3, // jnz 2f
+                0x48, 0xff, 0xc0, // inc rax
+                0xff, 0xc9, // 2: dec ecx
+                0x75, 0xea, // jnz 1b
+                0x0f, 0x94, 0xc2, // setz dl
+                0xf4,
+            ],
+        );
+    }
+}
