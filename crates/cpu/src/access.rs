@@ -236,6 +236,12 @@ impl Cpu<'_> {
         access: Access,
     ) -> Result<(Place, u64, Option<Place>)> {
         debug_assert!(size as usize <= ACCESS_SIZE_MAX);
+        self.sync_tlb();
+        if let Some(at) = self.vcpu.tlb.lookup(side, gva, access)
+            && in_one_page(gva, size.max(1))
+        {
+            return Ok((Place::Ram(RamOffset(at)), size, None));
+        }
         self.check_canonical(seg, gva, size)?;
         let first = self.translate(side, gva, access)?;
         let first_size = (PAGE_SIZE - (gva & PAGE_MASK)).min(size);

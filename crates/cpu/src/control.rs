@@ -146,7 +146,7 @@ impl Cpu<'_> {
         // Cached walks are right as long as they begin at the same table.
         match self.vcpu.mode.long {
             true if from == to => {}
-            true => self.vcpu.tlb.turn_to(from, to),
+            true => self.turn_tlb(from, to),
             // They begin at PDPTRs, which are loaded each time.
             false => self.vcpu.tlb.flush(),
         }

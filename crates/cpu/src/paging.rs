@@ -236,7 +236,9 @@ impl Cpu<'_> {
             }
             let near = shift <= 21 && shape.shifts.len() == 4;
             let first = gva >> (shift + 9) << (shift + 9);
-            self.vcpu.tlb.note_table(at.page(), near.then_some(Reach { first, shift }));
+            let (reach, upper) =
+                (near.then_some(Reach { first, shift }), shift < 39 && gva >> 63 != 0);
+            self.vcpu.tlb.note_table(at.page(), reach, upper);
             if entry & P == 0 {
                 return Err(Stopped(0));
             }
@@ -253,6 +255,31 @@ impl Cpu<'_> {
             }
         }
         unreachable!("the level with shift 12 is a leaf");
+    }
+
+    /// To the address space whose first page table is at `to`, from the one whose is at `from`, in
+    /// long mode. The kernel's part of a new one is taken over from the last: walks there begin
+    /// with the same entries, accessed bits and all, so they would come to the same and change
+    /// nothing.
+    pub(crate) fn turn_tlb(&mut self, from: u64, to: u64) {
+        let Some(before) = self.vcpu.tlb.turn_to(from, to) else { return };
+        let (Some(old), Some(new)) = (self.upper_half(from), self.upper_half(to)) else { return };
+        if old != new {
+            return;
+        }
+        let root = self.ram.offset(Gpa(to)).expect("looked at just now").page();
+        if self.ram.mark_table(root) {
+            self.vcpu.tlb.revoke_write(root);
+        }
+        self.vcpu.tlb.note_table(root, None, false);
+        self.vcpu.tlb.inherit_upper(before);
+    }
+
+    /// The upper half of the page table at physical address `table`.
+    fn upper_half(&self, table: u64) -> Option<[u8; 2048]> {
+        let mut half = [0; 2048];
+        self.ram.load_bytes(self.ram.offset(Gpa(table + 2048))?, &mut half);
+        Some(half)
     }
 
     /// Bits that must be zero in a present entry at the level of `shift`.

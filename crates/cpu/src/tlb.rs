@@ -11,10 +11,12 @@ mod writers;
 
 use types::{PAGE_MASK, PAGE_SHIFT};
 
+use crate::Access;
+
 use block::{Entry, index_of, place};
 pub(crate) use space::Reach;
 use space::Space;
-use writers::{Writers, Writing};
+use writers::{Writers, Writing, bits};
 
 /// Accesses at CPL 3.
 pub const SIDE_USER: u8 = 0;
@@ -155,6 +157,16 @@ impl Tlb {
         (entry.exec == gva & !PAGE_MASK).then(|| self.offset(entry, gva))
     }
 
+    /// RAM offset for an access at `gva`, if cached.
+    #[inline]
+    pub fn lookup(&self, side: u8, gva: u64, access: Access) -> Option<u64> {
+        match access {
+            Access::Read => self.lookup_read(side, gva),
+            Access::Write => self.lookup_write(side, gva),
+            Access::Exec => self.lookup_exec(side, gva),
+        }
+    }
+
     /// Caches a walk: the page of `gva` is RAM at `offset` (of the page's first byte).
     pub fn insert(&mut self, side: u8, gva: u64, offset: u64, allowed: Allowed) {
         if side == SIDE_NONE {
@@ -182,8 +194,10 @@ impl Tlb {
     }
 
     /// From the address space whose first page table is at physical address `from`, to that of the
-    /// one at `to`; everything else that decides what a walk comes to is the same.
-    pub(crate) fn turn_to(&mut self, from: u64, to: u64) {
+    /// one at `to`; everything else that decides what a walk comes to is the same. The space used
+    /// before, if nothing is cached of this one.
+    pub(crate) fn turn_to(&mut self, from: u64, to: u64) -> Option<usize> {
+        let before = self.current;
         self.changes += 1;
         self.turns += 1;
         self.spaces[self.current].root = Some(from);
@@ -192,6 +206,20 @@ impl Tlb {
         let space = &mut self.spaces[self.current];
         // What it is for from now on, the vCPU knows.
         (space.root, space.turn) = (None, self.turns);
+        // That of a process that is no more may have its root.
+        space.is_empty().then_some(before)
+    }
+
+    /// Takes over from address space `before` what was cached of the upper half, where walks begin
+    /// with the same entries as in the space in use, of which nothing is cached.
+    pub(crate) fn inherit_upper(&mut self, before: usize) {
+        let (current, bias) = (self.current, self.bias);
+        let spaces = self.spaces.get_disjoint_mut([current, before]);
+        let Ok([space, before]) = spaces else { return };
+        space.inherit_upper(before, |side, index, page| {
+            let page = page.wrapping_sub(bias) >> PAGE_SHIFT;
+            self.writers.add(page as usize, (current, side, index));
+        });
     }
 
     /// A space in which nothing is cached: a new one, or the one out of use for longest.
@@ -206,9 +234,10 @@ impl Tlb {
         oldest
     }
 
-    /// Notes that a walk read an entry of the RAM page at index `page`.
-    pub(crate) fn note_table(&mut self, page: usize, reach: Option<Reach>) {
-        self.spaces[self.current].note_table(page, reach);
+    /// Notes that a walk read an entry of the RAM page at index `page`; whether it was of an
+    /// address in the upper half, and this not the first table.
+    pub(crate) fn note_table(&mut self, page: usize, reach: Option<Reach>, upper: bool) {
+        self.spaces[self.current].note_table(page, reach, upper);
     }
 
     /// Forgets what was derived from entry `index` of the RAM page at index `page`, or from all of
@@ -227,10 +256,13 @@ impl Tlb {
         let held = ((page as u64) << PAGE_SHIFT).wrapping_add(self.bias);
         match self.writers.take(page) {
             Writing::Nobody => {}
-            Writing::One((space, side, index)) => {
-                self.spaces[space].revoke_write_at(side, index, held);
+            Writing::At { spaces, sides, index } => {
+                for space in bits(spaces) {
+                    let space = &mut self.spaces[usize::from(space)];
+                    bits(sides).for_each(|side| space.revoke_write_at(side, index, held));
+                }
             }
-            Writing::Several => self.spaces.iter_mut().for_each(|space| space.revoke_write(held)),
+            Writing::Any => self.spaces.iter_mut().for_each(|space| space.revoke_write(held)),
         }
     }
 }
@@ -249,7 +281,7 @@ mod tests {
         let (a, b) = (0x1000, 0x2000);
         let mut tlb = Tlb::new();
         tlb.insert(SIDE_USER, KERNEL, 0x7000, ALL);
-        tlb.note_table(5, Some(Reach { first: KERNEL & !0x1f_ffff, shift: 12 }));
+        tlb.note_table(5, Some(Reach { first: KERNEL & !0x1f_ffff, shift: 12 }), false);
         let before = tlb.changes();
         tlb.turn_to(a, b);
         assert!(tlb.changes() > before);
@@ -330,7 +362,7 @@ mod tests {
         let filled = |tables: &[(usize, Option<Reach>)]| {
             let mut tlb = Tlb::new();
             for &(page, reach) in tables {
-                tlb.note_table(page, reach);
+                tlb.note_table(page, reach, false);
             }
             tlb.insert(SIDE_USER, 0x20_3000, 0x7000, ALL);
             tlb.insert(SIDE_SUPERVISOR, 0x20_3000, 0x7000, ALL);
@@ -373,6 +405,46 @@ mod tests {
             tlb.flush();
             assert_eq!(left(&tlb), [false; 4]);
         }
+    }
+
+    #[test]
+    fn tlb_new_space_takes_over_the_upper_half_and_what_is_forgotten_is_forgotten_there() {
+        const DIRECT: u64 = 0xffff_8880_0000_0000;
+        let reach = |first| Some(Reach { first, shift: PAGE_SHIFT });
+        let mut tlb = Tlb::new();
+        tlb.note_table(5, reach(KERNEL & !0x1f_ffff), true);
+        tlb.note_table(6, reach(DIRECT), true);
+        tlb.note_table(7, reach(0), false);
+        let code = Allowed { read: true, write: false, exec: true };
+        tlb.insert(SIDE_SUPERVISOR, KERNEL, 0x7000, code);
+        for page in 1..1000 {
+            tlb.insert(SIDE_SUPERVISOR, DIRECT + (page << PAGE_SHIFT), page << PAGE_SHIFT, ALL);
+        }
+        tlb.insert(SIDE_SUPERVISOR, 0x5000, 0x9000, ALL);
+        let before = tlb.turn_to(0x1000, 0x2000).expect("a new one");
+        tlb.inherit_upper(before);
+        assert_eq!(tlb.lookup_exec(SIDE_SUPERVISOR, KERNEL + 3), Some(0x7003));
+        assert_eq!(tlb.lookup_write(SIDE_SUPERVISOR, KERNEL), None);
+        let direct =
+            |tlb: &Tlb, page: u64| tlb.lookup_write(SIDE_SUPERVISOR, DIRECT + (page << 12));
+        assert_eq!(direct(&tlb, 999), Some(999 << 12));
+        assert_eq!(direct(&tlb, 1), None, "too long ago");
+        assert_eq!(tlb.lookup_read(SIDE_SUPERVISOR, 0x5000), None);
+        tlb.revoke_write(999);
+        tlb.forget(6, Some(998));
+        assert_eq!([997, 998, 999].map(|page| direct(&tlb, page)), [Some(997 << 12), None, None]);
+        assert_eq!(tlb.turn_to(0x2000, 0x1000), None, "it is known");
+        assert_eq!([997, 998, 999].map(|page| direct(&tlb, page)), [Some(997 << 12), None, None]);
+        tlb.forget(5, None);
+        assert_eq!(tlb.turn_to(0x1000, 0x2000), None);
+        assert_eq!(tlb.lookup_exec(SIDE_SUPERVISOR, KERNEL), None);
+        assert_eq!(direct(&tlb, 997), Some(997 << 12));
+        tlb.forget(7, None);
+        assert_eq!(direct(&tlb, 997), Some(997 << 12), "no walk of it came through that");
+        tlb.note_table(8, None, false);
+        tlb.forget(8, Some(300));
+        assert_eq!(tlb.turn_to(0x2000, 0x1000), None);
+        assert_eq!(tlb.turn_to(0x1000, 0x2000), Some(before), "it is as good as new");
     }
 
     #[test]

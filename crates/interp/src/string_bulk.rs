@@ -7,6 +7,9 @@ use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::string::Strings;
 
+/// Bytes of a page that are filled at once from which on it does not count as a page table.
+const FILLED_MIN: u64 = 512;
+
 /// Elements from `gva` to the end of its page.
 fn to_page_end(gva: u64, size: u64) -> u64 {
     (PAGE_SIZE - (gva & PAGE_MASK)) / size
@@ -22,6 +25,21 @@ impl Strings<'_, '_, '_, '_> {
         count: u64,
         access: Access,
     ) -> Option<(RamOffset, u64)> {
+        let (gva, elements) = self.stretch::<T>(seg, reg, count, access)?;
+        let cpu = &self.exec.cpu;
+        let at = cpu.vcpu.tlb.lookup(cpu.vcpu.mode.side, gva, access)?;
+        Some((RamOffset(at), elements))
+    }
+
+    /// Linear address of `pointer` on `seg` and the elements that follow in its page, two or more
+    /// and at most `count`.
+    fn stretch<T: Word>(
+        &self,
+        seg: Seg,
+        reg: usize,
+        count: u64,
+        access: Access,
+    ) -> Option<(u64, u64)> {
         let cpu = &self.exec.cpu;
         let offset = self.pointer(reg);
         let gva = cpu.linear(seg, offset, T::SIZE, access).ok()?;
@@ -31,12 +49,22 @@ impl Strings<'_, '_, '_, '_> {
         if elements < 2 || offset > mask - size || cpu.linear(seg, offset, size, access).is_err() {
             return None;
         }
-        let side = cpu.vcpu.mode.side;
-        let at = match access {
-            Access::Write => cpu.vcpu.tlb.lookup_write(side, gva)?,
-            _ => cpu.vcpu.tlb.lookup_read(side, gva)?,
+        Some((gva, elements))
+    }
+
+    /// Has a page that is about to be filled no longer count as a page table: once, not at each
+    /// entry. The next iteration may then be followed by many.
+    fn unwatch<T: Word>(&mut self, count: u64) {
+        let stretch = self.stretch::<T>(Seg::Es, gpr::RDI, count, Access::Write);
+        let Some((gva, _)) = stretch.filter(|(_, elements)| elements * T::SIZE >= FILLED_MIN)
+        else {
+            return;
         };
-        Some((RamOffset(at), elements))
+        let cpu = &mut *self.exec.cpu;
+        if let Some(at) = cpu.vcpu.tlb.lookup_read(cpu.vcpu.mode.side, gva) {
+            cpu.ram.forget_table(RamOffset(at).page());
+            cpu.sync_tlb();
+        }
     }
 }
 
@@ -72,6 +100,7 @@ pub fn stos<T: Word>(s: &mut Strings<'_, '_, '_, '_>) -> u64 {
     }
     let count = s.count();
     let Some((to, count)) = s.run_of::<T>(Seg::Es, gpr::RDI, count, Access::Write) else {
+        s.unwatch::<T>(count);
         return 0;
     };
     let value: T = s.exec.get(gpr::RAX as u8);

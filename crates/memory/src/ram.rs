@@ -242,6 +242,14 @@ impl Ram {
         self.traps.mark_table(page)
     }
 
+    /// A page is about to be filled with something else: it is not watched as a page table any
+    /// more, and what was derived from it is dropped. The guest cannot tell.
+    pub fn forget_table(&mut self, page: usize) {
+        if self.traps.is_table(page) {
+            self.traps.table_written(page, true);
+        }
+    }
+
     /// Counts up each time a page-table entry that a TLB may hold was overwritten: the TLB's owner
     /// then drops it whole. So cached walks are never stale and the guest cannot see the TLB.
     #[inline]

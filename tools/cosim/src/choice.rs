@@ -1,6 +1,7 @@
 //! What the manuals leave to the processor, so that host and model may differ: one row a rule.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use types::PAGE_MASK;
 
 use crate::address::{address, memory_operand, operand_size};
 use crate::{Case, Fault, Outcome};
@@ -114,13 +115,17 @@ fn pends_instead(mnemonic: Mnemonic, host: &Outcome, other: &Outcome) -> bool {
 }
 
 /// SDM vol. 2, PUSH: of a selector the processor may write 16 bits alone, which are aligned where
-/// 32 are not (#AC).
+/// 32 are not (#AC), or in one page where those are in two (#PF in the second).
 fn is_half_push(instruction: &Instruction, host: &Outcome, other: &Outcome) -> bool {
+    let halved = |fault: Fault| match fault.vector {
+        17 => host.fault.is_none_or(|fault| fault.vector != 17),
+        14 => host.fault.is_none() && fault.address & PAGE_MASK == 0,
+        _ => false,
+    };
     instruction.mnemonic() == Mnemonic::Push
         && instruction.op_kind(0) == OpKind::Register
         && instruction.op0_register().is_segment_register()
-        && host.fault.is_none_or(|fault| fault.vector != 17)
-        && other.fault.is_some_and(|fault| fault.vector == 17)
+        && other.fault.is_some_and(halved)
 }
 
 /// Whether string instructions that count in ESI, EDI and ECX have cleared the upper halves of the

@@ -9,6 +9,10 @@ use super::{Allowed, Entry, SIDE_NONE};
 pub(super) const TABLES: usize = 1024;
 /// Places where one may be.
 pub(super) const PROBES: usize = 16;
+/// From here on kernels have their code and data: the 2 GiB that signed 32-bit displacements reach.
+const TOP: u64 = 0xffff_ffff_8000_0000;
+/// How many of the entries filled last, besides those at the top, a new space takes over.
+const INHERITED_MAX: usize = 512;
 
 /// What the entries of a page-table page are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,8 @@ struct Table {
     page: usize,
     /// Unless it is too much to be forgotten piece by piece, or walks differ.
     reach: Option<Reach>,
+    /// Walks of addresses in the upper half came through it, behind the first table.
+    upper: bool,
 }
 
 /// What was cached of one address space.
@@ -36,7 +42,9 @@ pub(super) struct Space {
     /// When it was put to use last.
     pub(super) turn: u64,
     pub(super) block: Block,
-    /// Side and index of each entry that is not empty, in the order they were filled.
+    /// Side and index of each entry that is not empty, in the order they were filled: those whose
+    /// first address was at the top, and the others.
+    filled_top: Vec<(u8, u16)>,
     filled: Vec<(u8, u16)>,
     flushes: u64,
     tables: Box<[Table; TABLES]>,
@@ -50,6 +58,7 @@ impl Space {
             root: None,
             turn: 0,
             block: Block::new(),
+            filled_top: Vec::new(),
             filled: Vec::new(),
             flushes: 1,
             tables: Box::new([Table::default(); TABLES]),
@@ -63,7 +72,8 @@ impl Space {
         let place = place(side, index);
         let entry = self.block.get(place);
         if entry == empty(index) {
-            self.filled.push((side, index as u16));
+            let filled = if tag >= TOP { &mut self.filled_top } else { &mut self.filled };
+            filled.push((side, index as u16));
         }
         let (never, same) = (never(index), entry.page == page);
         let keep = |old: u64| if old == tag && same { tag } else { never };
@@ -77,16 +87,21 @@ impl Space {
         self.block.set(place, merged);
     }
 
+    /// Whether nothing is cached.
+    pub(super) fn is_empty(&self) -> bool {
+        self.filled_top.is_empty() && self.filled.is_empty()
+    }
+
     pub(super) fn flush(&mut self) {
         self.flushes += 1;
         self.tables_lost = false;
-        for (side, index) in self.filled.drain(..) {
+        for (side, index) in self.filled_top.drain(..).chain(self.filled.drain(..)) {
             self.block.set(place(side, index as usize), empty(index as usize));
         }
     }
 
     /// See [`super::Tlb::note_table`].
-    pub(super) fn note_table(&mut self, page: usize, reach: Option<Reach>) {
+    pub(super) fn note_table(&mut self, page: usize, reach: Option<Reach>, upper: bool) {
         let flushes = self.flushes;
         let found = self.places(page).find(|&at| {
             let table = &self.tables[at];
@@ -98,9 +113,40 @@ impl Space {
         };
         let table = &mut self.tables[at];
         if table.flushes != flushes {
-            *table = Table { flushes, page, reach };
-        } else if table.reach != reach {
-            table.reach = None;
+            *table = Table { flushes, page, reach, upper };
+        } else {
+            table.upper |= upper;
+            if table.reach != reach {
+                table.reach = None;
+            }
+        }
+    }
+
+    /// Takes over what was cached of the upper half in `other`: what is at the top, and what was
+    /// cached last besides. Walks there begin with the same entries. Side, index and page of each
+    /// entry that allows stores is told to `writer`.
+    pub(super) fn inherit_upper(&mut self, other: &Space, mut writer: impl FnMut(u8, usize, u64)) {
+        if other.tables_lost {
+            return;
+        }
+        let known = |table: &&Table| table.flushes == other.flushes && table.upper;
+        for table in other.tables.iter().filter(known) {
+            self.note_table(table.page, table.reach, true);
+        }
+        let last = other.filled.len().saturating_sub(INHERITED_MAX);
+        for &(side, index) in other.filled_top.iter().chain(&other.filled[last..]) {
+            let place = place(side, usize::from(index));
+            let (entry, never) = (other.block.get(place), never(usize::from(index)));
+            let tags = [entry.read, entry.write, entry.exec];
+            let Some(&tag) = tags.iter().find(|tag| **tag != never) else { continue };
+            if tag >> 63 == 0 {
+                continue;
+            }
+            let [read, write, exec] = tags.map(|tag| tag != never);
+            if write {
+                writer(side, usize::from(index), entry.page);
+            }
+            self.insert(side, tag, entry.page, Allowed { read, write, exec });
         }
     }
 
@@ -158,18 +204,23 @@ impl Space {
 
     /// Forgets that stores are allowed by the entry at this place, if it is for `page`.
     pub(super) fn revoke_write_at(&mut self, side: u8, index: usize, page: u64) {
-        let place = place(side, index);
-        let entry = self.block.get(place);
-        if entry.page == page {
-            self.block.set(place, Entry { write: never(index), ..entry });
-        }
+        revoke_write(&mut self.block, side, index, page);
     }
 
     /// Forgets that stores are allowed by any entry for `page`.
     pub(super) fn revoke_write(&mut self, page: u64) {
-        for at in 0..self.filled.len() {
-            let (side, index) = self.filled[at];
-            self.revoke_write_at(side, usize::from(index), page);
+        for filled in [&self.filled_top, &self.filled] {
+            for &(side, index) in filled {
+                revoke_write(&mut self.block, side, usize::from(index), page);
+            }
         }
+    }
+}
+
+fn revoke_write(block: &mut Block, side: u8, index: usize, page: u64) {
+    let place = place(side, index);
+    let entry = block.get(place);
+    if entry.page == page {
+        block.set(place, Entry { write: never(index), ..entry });
     }
 }
