@@ -162,7 +162,7 @@ impl Cpu<'_> {
             exec: exec || others.exec,
         };
         if allowed.exec {
-            self.ram.note_execution(at.page());
+            self.ram.note_execution(gva, at.page());
         }
         self.vcpu.tlb.insert(side, gva, at.0 & !PAGE_MASK, allowed);
         Place::Ram(at)

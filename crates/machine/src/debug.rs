@@ -1,6 +1,8 @@
 //! What debuggers and time travel need of a machine: its pages, which of them were touched since
 //! when, and bytes that are watched. None of it can be seen by the guest.
 
+use std::collections::BTreeMap;
+
 use cpu::Exit;
 use memory::{AccessWatch, Epoch, RamError, RamOffset, Visited};
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
@@ -55,11 +57,6 @@ impl Machine {
         self.ram.written_since(epoch).map(|page| page as u32)
     }
 
-    /// Pages whose code may have been executed in `epoch` or after.
-    pub fn pages_executed_since(&self, epoch: Epoch) -> impl Iterator<Item = u32> + '_ {
-        self.ram.executed_since(epoch).map(|page| page as u32)
-    }
-
     /// From now on it is known which code is executed.
     ///
     /// # Errors
@@ -68,12 +65,11 @@ impl Machine {
         self.ram.mark_visits()
     }
 
-    /// Pages whose code was executed since the last call, each with what was; `epoch` began then or
-    /// before. An instruction that reaches into the next page may be missing.
-    pub fn take_visited(&mut self, epoch: Epoch) -> Vec<(u32, Visited)> {
-        let pages: Vec<u32> = self.pages_executed_since(epoch).collect();
-        let visited = pages.into_iter().map(|page| (page, self.ram.take_visited(page as usize)));
-        visited.filter(|(_, visited)| !visited.is_empty()).collect()
+    /// Code that was executed since the last call, by the number of its linear page; an epoch
+    /// begins before it is called again. Of an instruction that reaches into the next page no more
+    /// may be known than its page.
+    pub fn take_visited(&mut self) -> BTreeMap<u64, Visited> {
+        self.ram.take_visited()
     }
 
     /// From now on [`Machine::run`] stops after an instruction that does what a range of RAM (first

@@ -1,5 +1,6 @@
 //! Guest RAM as the machine sees it: physical layout, typed access, traps and hashes.
 
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
@@ -359,17 +360,12 @@ impl Ram {
         (0..pages).filter(move |&page| self.traps.written_since(page, epoch))
     }
 
-    /// A TLB entry is about to allow execution of `page`.
+    /// A TLB entry is about to allow execution of `page` at linear address `gva`.
     #[inline]
-    pub fn note_execution(&mut self, page: usize) {
-        self.traps.before_execution(page);
-    }
-
-    /// RAM pages (indices) whose code may have been executed in `epoch` or after, in order: an
-    /// epoch begins with no TLB entry.
-    pub fn executed_since(&self, epoch: Epoch) -> impl Iterator<Item = usize> + '_ {
-        let pages = (self.size() >> PAGE_SHIFT) as usize;
-        (0..pages).filter(move |&page| self.traps.executed_since(page, epoch))
+    pub fn note_execution(&mut self, gva: u64, page: usize) {
+        if let Some(visits) = &mut self.visits {
+            visits.place(gva, page);
+        }
     }
 
     /// Marks bytes within one page as decoded; true if the page held no code before, and then the
@@ -403,10 +399,11 @@ impl Ram {
         }
     }
 
-    /// Which of a page's code was executed since the last call for it. An instruction that reaches
-    /// into the next page, and one beside it that does not, may be missing.
-    pub fn take_visited(&mut self, page: usize) -> Visited {
-        self.visits.as_mut().map_or(Visited::ANYWHERE, |visits| visits.take(page))
+    /// What was executed since the last call, by the number of its linear page; the caller drops
+    /// TLB entries. Of an instruction that reaches into the next page, and of one beside it, it may
+    /// be known no more than that pages are there.
+    pub fn take_visited(&mut self) -> BTreeMap<u64, Visited> {
+        self.visits.as_mut().map(Visits::take).unwrap_or_default()
     }
 
     /// Whether a page holds decoded code or page tables, so that writes must take the slow path.

@@ -31,7 +31,6 @@ pub(crate) struct Traps {
     settled: Words,
     cow: Option<CowGuest>,
     present: Arc<Present>,
-    executed: Vec<u32>,
     code: Vec<u64>,
     generation: Vec<u32>,
     code_writes: u64,
@@ -65,7 +64,6 @@ impl Traps {
             settled: Words::new(pages),
             cow: None,
             present: Arc::default(),
-            executed: vec![0; pages],
             code: vec![0; pages],
             generation: vec![0; pages],
             code_writes: 0,
@@ -123,15 +121,6 @@ impl Traps {
         }
         cow.before_write(page, written);
         true
-    }
-
-    /// Instructions of `page` can be executed from now on.
-    pub(crate) fn before_execution(&mut self, page: usize) {
-        self.executed[page] = self.epoch;
-    }
-
-    pub(crate) fn executed_since(&self, page: usize, epoch: Epoch) -> bool {
-        self.executed[page] >= epoch.0
     }
 
     #[inline]

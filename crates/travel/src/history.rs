@@ -34,21 +34,18 @@ pub(crate) struct Checkpoint {
     cost_ns: u64,
 }
 
-/// RAM pages that were touched on the way from one checkpoint to the next.
+/// What was touched on the way from one checkpoint to the next.
 #[derive(Clone, Default)]
 struct Way {
-    /// In which instructions were executed; an instruction on two pages may not be in `visited`.
-    executed: BTreeSet<u32>,
-    /// Which were written, whatever came of it.
+    /// Which RAM pages were written, whatever came of it.
     written: BTreeSet<u32>,
-    /// Of which pages code was executed, and what of it.
-    visited: Arc<BTreeMap<u32, Visited>>,
+    /// Which code was executed, by linear page.
+    visited: Arc<BTreeMap<u64, Visited>>,
 }
 
 impl Way {
     /// Goes on with `more`.
     fn extend(&mut self, more: &Way) {
-        self.executed.extend(&more.executed);
         self.written.extend(&more.written);
         let visited = Arc::make_mut(&mut self.visited);
         for (page, visits) in more.visited.iter() {
@@ -132,11 +129,7 @@ impl History {
             return;
         }
         let written: BTreeSet<u32> = machine.pages_written_since(stand.epoch).collect();
-        let way = Way {
-            executed: machine.pages_executed_since(stand.epoch).collect(),
-            written: written.clone(),
-            visited: Arc::new(machine.take_visited(stand.epoch).into_iter().collect()),
-        };
+        let way = Way { written: written.clone(), visited: Arc::new(machine.take_visited()) };
         let (from, is_next) = (stand.from, self.next(stand.from).is_none_or(|next| here < next));
         self.keep(stand, machine, sandbox, entry, cost_ns, written);
         // Where others lie between, all is known already.
@@ -158,7 +151,7 @@ impl History {
         if let Some(from) = self.checkpoints.get_mut(&stand.from) {
             from.way = None;
         }
-        machine.take_visited(stand.epoch);
+        machine.take_visited();
         let written = machine.pages_written_since(stand.epoch).collect();
         self.keep(stand, machine, sandbox, entry, SPARSE_NS, written);
     }
@@ -266,14 +259,14 @@ impl History {
     }
 
     /// Whether, between the checkpoint at `at` and the next one, instructions of one of these may
-    /// have been executed (parts of RAM pages) or one of those RAM pages may have been written.
-    pub fn may_meet(&self, at: Position, executed: &[(u32, Visited)], written: &[u32]) -> bool {
+    /// have been executed (parts of linear pages) or one of those RAM pages may have been written.
+    pub fn may_meet(&self, at: Position, executed: &[(u64, Visited)], written: &[u32]) -> bool {
         let (Some(_), Some(way)) = (self.next(at), &self.checkpoints[&at].way) else {
             return true;
         };
-        let may_execute = |(page, wanted): &(u32, Visited)| match *wanted {
-            Visited::ANYWHERE => way.executed.contains(page),
-            _ => way.visited.get(page).is_some_and(|visited| visited.meets(wanted)),
+        let may_execute = |(page, wanted): &(u64, Visited)| {
+            let visited = way.visited.get(page);
+            visited.is_some_and(|visited| *wanted == Visited::ANYWHERE || visited.meets(wanted))
         };
         executed.iter().any(may_execute) || written.iter().any(|page| way.written.contains(page))
     }
@@ -311,7 +304,7 @@ impl History {
         let checkpoint = &self.checkpoints[&at];
         machine.restore(checkpoint.sections.clone())?;
         sandbox.go_to(&checkpoint.moment);
-        machine.take_visited(stand.epoch);
+        machine.take_visited();
         *stand = Stand { from: at, epoch: machine.begin_epoch() };
         Ok(checkpoint.entry)
     }

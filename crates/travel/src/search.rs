@@ -2,13 +2,13 @@
 //! bytes.
 //!
 //! Backwards: interval by interval between checkpoints, the last one first, each run forwards and
-//! its last event kept. An interval in which no page of a breakpoint was executed and no watched
+//! its last event kept. An interval in which no code at a breakpoint was executed and no watched
 //! page written is not run at all.
 
 use machine::WatchKind;
 use memory::Visited;
 use replay::Target;
-use types::PAGE_SIZE;
+use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::look;
 use crate::travel::{Halt, Position, Travel, TravelError};
@@ -17,9 +17,9 @@ use crate::watched::{Piece, Watched};
 /// From a checkpoint to the next, or to a position before that.
 pub(crate) type Interval = (Position, Position);
 
-/// What tells of an interval that it need not be run: where in RAM pages breakpoints are, and RAM
-/// pages of watched bytes.
-type Filter = (Vec<(u32, Visited)>, Vec<u32>);
+/// What tells of an interval that it need not be run: where in linear pages breakpoints are, and
+/// RAM pages of watched bytes.
+type Filter = (Vec<(u64, Visited)>, Vec<u32>);
 
 /// No instruction is longer, bytes.
 const INSTRUCTION_SIZE_MAX: u64 = 15;
@@ -42,6 +42,18 @@ pub struct Touch {
     pub before: Position,
     /// Where the machine is after it.
     pub after: Position,
+}
+
+/// Linear pages of breakpoints, and where in them they are.
+fn places_of(breakpoints: &[u64]) -> Vec<(u64, Visited)> {
+    let place = |&address: &u64| {
+        let within = address & PAGE_MASK;
+        // Of what reaches into the next page only the page is known.
+        let may_reach = within > PAGE_SIZE - INSTRUCTION_SIZE_MAX;
+        let part = if may_reach { Visited::ANYWHERE } else { Visited::at(within) };
+        (address >> PAGE_SHIFT, part)
+    };
+    breakpoints.iter().map(place).collect()
 }
 
 impl Travel {
@@ -136,8 +148,7 @@ impl Travel {
     ) -> Result<Halt, TravelError> {
         let origin = self.position();
         let mut watched = Watched::find(&self.machine, stops);
-        let executed = self.places_of(&stops.breakpoints);
-        let filter = executed.zip(watched.written());
+        let filter = watched.written().map(|written| (places_of(&stops.breakpoints), written));
         let mut end = origin;
         // What happened last happened lately more often than not: that is looked at alone.
         let mut most = 1;
@@ -200,21 +211,6 @@ impl Travel {
         let history = self.history();
         let at = history.before(end);
         if at < end { at } else { history.strictly_before(end) }
-    }
-
-    /// RAM pages of breakpoints in the kernel, whose mapping is the same at all times, and where in
-    /// them they are; `None` if there are others.
-    fn places_of(&self, breakpoints: &[u64]) -> Option<Vec<(u32, Visited)>> {
-        let cr3 = self.machine.vcpu().cr3;
-        let place = |&address: &u64| {
-            let place = look::place(&self.machine, cr3, address).ok()?;
-            let within = place.0 % PAGE_SIZE;
-            // Of what reaches into the next page only the page is known.
-            let may_reach = within > PAGE_SIZE - INSTRUCTION_SIZE_MAX;
-            let part = if may_reach { Visited::ANYWHERE } else { Visited::at(within) };
-            (address >> 63 == 1).then_some((place.page() as u32, part))
-        };
-        breakpoints.iter().map(place).collect()
     }
 
     /// The last thing of `stops` from the checkpoint that an interval begins with up to, not
