@@ -231,14 +231,10 @@ impl Cpu<'_> {
             let index = (gva >> shift) & ((1 << shape.index_bits) - 1);
             let loaded = load_entry(self.ram, table + index * shape.entry_size, shape.entry_size);
             let (at, entry) = loaded.ok_or(Stopped(code::PRESENT | code::RESERVED))?;
-            if self.ram.mark_table(at.page()) {
-                self.vcpu.tlb.revoke_write(at.page());
-            }
             let near = shift <= 21 && shape.shifts.len() == 4;
             let first = gva >> (shift + 9) << (shift + 9);
-            let (reach, upper) =
-                (near.then_some(Reach { first, shift }), shift < 39 && gva >> 63 != 0);
-            self.vcpu.tlb.note_table(at.page(), reach, upper);
+            let upper = shift < 39 && gva >> 63 != 0;
+            self.watch_table(at.page(), near.then_some(Reach { first, shift }), upper);
             if entry & P == 0 {
                 return Err(Stopped(0));
             }
@@ -268,11 +264,17 @@ impl Cpu<'_> {
             return;
         }
         let root = self.ram.offset(Gpa(to)).expect("looked at just now").page();
-        if self.ram.mark_table(root) {
-            self.vcpu.tlb.revoke_write(root);
-        }
-        self.vcpu.tlb.note_table(root, None, false);
+        self.watch_table(root, None, false);
         self.vcpu.tlb.inherit_upper(before);
+    }
+
+    /// Writes to a page table that walks come through are noticed from now on; see
+    /// [`crate::tlb::Tlb::note_table`].
+    fn watch_table(&mut self, page: usize, reach: Option<Reach>, upper: bool) {
+        if self.ram.mark_table(page) {
+            self.vcpu.tlb.revoke_write(page);
+        }
+        self.vcpu.tlb.note_table(page, reach, upper);
     }
 
     /// The upper half of the page table at physical address `table`.

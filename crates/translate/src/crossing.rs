@@ -114,8 +114,13 @@ impl Emitter<'_> {
 
     /// Has the dispatcher do it.
     fn decline_if(&mut self, condition: u8, instruction: &Instruction) {
-        let (mnemonic, len) = (instruction.mnemonic() as u16, instruction.len() as u16);
         let jump = self.code.jump_if(condition);
+        self.decline(jump, instruction);
+    }
+
+    /// The same where the jump at `jump` is taken.
+    fn decline(&mut self, jump: usize, instruction: &Instruction) {
+        let (mnemonic, len) = (instruction.mnemonic() as u16, instruction.len() as u16);
         self.leave_if(jump, Why::Step { mnemonic, len, then: None });
     }
 
@@ -123,8 +128,7 @@ impl Emitter<'_> {
     fn look_beyond(&mut self, beyond: &Beyond, instruction: &Instruction) {
         let side = std::mem::replace(&mut self.mode.side, beyond.side);
         let miss = self.compare_tag(Access::Exec, 1);
-        let (mnemonic, len) = (instruction.mnemonic() as u16, instruction.len() as u16);
-        self.leave_if(miss, Why::Step { mnemonic, len, then: None });
+        self.decline(miss, instruction);
         self.add_page();
         self.code.op_word(Op::Store, host::RDI, layout::TARGET);
         self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));

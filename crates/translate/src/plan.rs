@@ -216,7 +216,10 @@ pub(crate) fn discover(
             Err(target) => from = target,
         }
     };
-    let Discovery { insns, extents, stop, .. } = discovery;
+    let Discovery { insns, mut extents, stop, .. } = discovery;
+    // Rounds of a loop have the same.
+    extents.sort_unstable();
+    extents.dedup();
     Plan { insns, end, stop, extents, groups: Vec::new() }
 }
 
