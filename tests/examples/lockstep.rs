@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use cpu::Engine;
 use disk::{DiskIo, DiskSpec};
 use interp::Interp;
-use translate::{Options, Translator};
+use translate::{Options, Shadowing, Translator};
 use whole::{Ended, Guest};
 
 struct Arguments {
@@ -25,6 +25,12 @@ struct Arguments {
     /// Branches between hashes after the first million.
     every: u64,
     disk: Option<String>,
+}
+
+/// 0, 1 or 2.
+fn shadowing(number: u64) -> Result<Shadowing> {
+    let all = [Shadowing::Never, Shadowing::Earned, Shadowing::Always];
+    all.get(number as usize).copied().with_context(|| format!("shadow={number}: 0, 1 or 2"))
 }
 
 fn options(text: &str) -> Result<(Options, u64)> {
@@ -39,8 +45,9 @@ fn options(text: &str) -> Result<(Options, u64)> {
             "links" => options.links = number != 0,
             "flush" => options.flush_every = number,
             "slow" => options.always_slow = number != 0,
+            "shadow" => options.shadow = shadowing(number)?,
             "every" => every = number.max(1),
-            _ => bail!("{name}: cache, insns, links, flush, slow or every"),
+            _ => bail!("{name}: cache, insns, links, flush, slow, shadow or every"),
         }
     }
     Ok((options, every))

@@ -18,7 +18,8 @@ pub struct Cosim {
     /// Which cases.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What is compared with the host: interp, translate, both (three ways) or stubs.
+    /// What is compared with the host: interp, translate, both (three ways) or stubs; or shadowed,
+    /// the translator with accesses by the host's page tables, compared with the interpreter.
     #[arg(long, default_value = "interp")]
     engine: String,
     /// List the forms that are not covered, and how often each other was.
@@ -27,9 +28,9 @@ pub struct Cosim {
 }
 
 impl Cosim {
-    /// `cases` cases on the interpreter.
-    pub fn new(cases: u64) -> Cosim {
-        Cosim { cases, seed: 1, engine: "interp".into(), verbose: false }
+    /// `cases` cases on an engine.
+    pub fn new(engine: &str, cases: u64) -> Cosim {
+        Cosim { cases, seed: 1, engine: engine.into(), verbose: false }
     }
 
     /// Runs the verb.

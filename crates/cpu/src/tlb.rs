@@ -6,6 +6,7 @@
 //! of an address space stays when another one is loaded. It is never saved.
 
 mod block;
+mod followed;
 mod space;
 mod writers;
 
@@ -14,6 +15,7 @@ use types::{PAGE_MASK, PAGE_SHIFT};
 use crate::Access;
 
 use block::{Entry, index_of, place};
+use followed::Followed;
 pub(crate) use space::Reach;
 use space::Space;
 use writers::{Writers, Writing, bits};
@@ -30,7 +32,7 @@ pub const SIDE_NONE: u8 = 3;
 /// Where generated code finds things in the block at [`Tlb::block`](super::Tlb::block). An entry is
 /// hit if its tag for the kind of access, exclusive-or the linear address, is an offset in a page.
 pub mod layout {
-    use super::block::{ENTRIES, Entry, SCRATCH_WORDS as WORDS, SIDES, STACK_ENTRIES};
+    use super::block::{self, ENTRIES, Entry, SCRATCH_WORDS as WORDS, SIDES};
     use std::mem::offset_of;
 
     /// Bytes of an entry; entry `page number % ENTRIES_COUNT` of a side is the one to look in.
@@ -47,7 +49,14 @@ pub mod layout {
     pub const PAGE: usize = offset_of!(Entry, page);
     /// Offset of the engine's own words; generated code's stack ends there, for it uses the stack
     /// pointer to address them.
-    pub const SCRATCH: usize = (SIDES * ENTRIES + STACK_ENTRIES) * ENTRY_SIZE;
+    pub const SCRATCH: usize = block::SCRATCH;
+    /// The last six bits of their address.
+    pub const SCRATCH_COUNT: u8 = block::SHIFT as u8;
+    /// Offset of a byte for each two to the power of [`SCRATCH_COUNT`] bytes of the lower half of
+    /// linear addresses; none can be read but in pages that were opened (`Tlb::open_pass`).
+    pub const PASS: usize = block::PASS;
+    /// How many of them there are.
+    pub const PASS_SIZE: usize = block::PASS_SIZE;
     /// How many of them there are.
     pub const SCRATCH_WORDS: usize = WORDS;
 
@@ -179,6 +188,56 @@ impl Tlb {
         self.spaces[self.current].insert(side, gva & !PAGE_MASK, page, allowed);
     }
 
+    /// Has bytes of [`layout::PASS`] readable in the address space in use: those of the page's
+    /// number, in pages. False if the host refuses.
+    pub fn open_pass(&mut self, page: usize) -> bool {
+        self.spaces[self.current].block.open_pass(page)
+    }
+
+    /// Nothing of [`layout::PASS`] can be read any more, in any space.
+    pub fn close_pass(&mut self) {
+        self.spaces.iter_mut().for_each(|space| space.block.close_pass());
+    }
+
+    /// From now on it is noted which walks of this side and the address space in use may have
+    /// changed, among those that [`Tlb::follow`] names; of no other space or side any more.
+    pub fn begin_following(&mut self, side: u8) {
+        self.end_following();
+        self.spaces[self.current].follow(side);
+    }
+
+    /// Nothing is noted any more.
+    pub fn end_following(&mut self) {
+        self.spaces.iter_mut().for_each(Space::end_following);
+    }
+
+    /// Follows what is cached of the page at `gva` in the space in use: that it may be read, and
+    /// written if `write`.
+    pub fn follow(&mut self, gva: u64, write: bool) {
+        let space = &mut self.spaces[self.current];
+        if let Some(side) = space.followed().map(|followed| followed.side) {
+            let page = space.block.get(place(side, index_of(gva))).page;
+            space.followed().expect("just seen").add(gva & !PAGE_MASK, page, write);
+        }
+    }
+
+    /// Whether the page at `gva` is followed in the space in use, and whether it may be written.
+    pub fn followed(&self, gva: u64) -> Option<bool> {
+        self.spaces[self.current].following()?.find(gva & !PAGE_MASK)
+    }
+
+    /// How many pages are followed in the space in use.
+    pub fn followed_count(&self) -> usize {
+        self.spaces[self.current].following().map_or(0, Followed::len)
+    }
+
+    /// The addresses of followed pages, in the space in use, whose walks may have changed; they are
+    /// not followed any more.
+    #[inline]
+    pub fn lost(&mut self) -> Option<&mut Vec<u64>> {
+        self.spaces[self.current].followed().map(Followed::lost).filter(|lost| !lost.is_empty())
+    }
+
     /// Counts up when something that was allowed may not be any more.
     pub fn changes(&self) -> u64 {
         self.changes
@@ -254,6 +313,9 @@ impl Tlb {
     pub fn revoke_write(&mut self, page: usize) {
         self.changes += 1;
         let held = ((page as u64) << PAGE_SHIFT).wrapping_add(self.bias);
+        for followed in self.spaces.iter_mut().filter_map(Space::followed) {
+            followed.revoke_write(held);
+        }
         match self.writers.take(page) {
             Writing::Nobody => {}
             Writing::At { spaces, sides, index } => {

@@ -6,6 +6,7 @@
 //! moved or hole-punched while mapped.
 
 mod accesses;
+mod area;
 mod cow;
 mod mapping;
 mod present;
@@ -17,6 +18,7 @@ mod visits;
 mod words;
 
 pub use accesses::AccessWatch;
+pub use area::Area;
 pub use cow::{CowCounts, CowGuest, CowSaver, Page, PageSink, Pages, Taken};
 pub use mapping::RamError;
 pub use ram::{Layout, NoRam, Ram, RamOffset};

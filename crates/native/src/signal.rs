@@ -34,8 +34,12 @@ pub struct Interrupted {
     pub rsi: u64,
     /// RDI.
     pub rdi: u64,
+    /// RSP, which it keeps.
+    pub rsp: u64,
     /// RFLAGS, which it keeps.
     pub rflags: u64,
+    /// Where the access was, if it was a page fault.
+    pub address: u64,
     /// Vector of the exception (SDM vol. 3, table 6-1).
     pub vector: i64,
 }
@@ -169,7 +173,9 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut 
         rax: registers[libc::REG_RAX as usize] as u64,
         rsi: registers[libc::REG_RSI as usize] as u64,
         rdi: registers[libc::REG_RDI as usize] as u64,
+        rsp: registers[libc::REG_RSP as usize] as u64,
         rflags: registers[libc::REG_EFL as usize] as u64,
+        address: registers[libc::REG_CR2 as usize] as u64,
         vector: registers[libc::REG_TRAPNO as usize],
     };
     // Sent by the kernel for an instruction, not by a process (sigaction(2): si_code > 0).

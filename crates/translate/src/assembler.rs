@@ -164,11 +164,15 @@ impl Assembler {
 
     /// `lea to, [base + index * scale + displacement]`, 64 bits; `index` is not RSP.
     pub(crate) fn lea_scaled(&mut self, to: u8, base: Option<u8>, index: (u8, u8), disp: i32) {
+        self.scaled(0x8d, to, base, index, disp);
+    }
+
+    fn scaled(&mut self, opcode: u8, to: u8, base: Option<u8>, index: (u8, u8), disp: i32) {
         let (index, scale) = index;
         let rex = rex_w(to, base.unwrap_or(0)) | ((index >> 3) << 1);
         let sib = ((scale.trailing_zeros() as u8) << 6) | ((index & 7) << 3);
         let to = (to & 7) << 3;
-        self.put(&[rex, 0x8d]);
+        self.put(&[rex, opcode]);
         match base {
             None => {
                 self.put(&[to | 4, sib | 5]);
@@ -183,6 +187,18 @@ impl Assembler {
                 }
             },
         }
+    }
+
+    /// `op register, [base + index * scale + displacement]`, 64 bits (or the store).
+    pub(crate) fn op_scaled(
+        &mut self,
+        op: Op,
+        register: u8,
+        base: u8,
+        index: (u8, u8),
+        displacement: i32,
+    ) {
+        self.scaled(op as u8, register, Some(base), index, displacement);
     }
 
     /// `mov register, value`, 64 bits, in the shortest form that leaves flags alone.

@@ -64,8 +64,6 @@ pub(crate) struct Workshop {
     /// Address of the table of indirect branches by side of the TLB, in the mode of the block
     /// being made otherwise.
     pub(crate) tables: [u64; 4],
-    /// The same for the code that SYSCALL or SYSRET in that block goes to.
-    pub(crate) beyond: u64,
     pub(crate) gates: Gates,
 }
 
@@ -85,6 +83,8 @@ pub(crate) struct Emitter<'a> {
     pub(crate) code: Assembler,
     pub(crate) workshop: &'a mut Workshop,
     pub(crate) mode: Mode,
+    /// Accesses go by the host's page tables.
+    pub(crate) direct: bool,
     /// Offset in code memory of the block's first byte.
     origin: u32,
     first_site: SiteId,
@@ -137,12 +137,16 @@ pub(crate) fn translate(
     let options = workshop.options;
     let insns = emptied(&mut workshop.paper.insns);
     let mut plan = plan::discover(options, mode, variant, source, &mut workshop.factory, insns);
-    if variant == Variant::Fast && options.groups && !options.always_slow && source.next.is_none() {
+    let fast = variant == Variant::Fast && !options.always_slow && source.next.is_none();
+    if fast && mode.direct {
+        plan.go_direct();
+    } else if fast && options.groups {
         plan.group();
     }
     loop {
         plan.find_flags();
         let mut emitter = Emitter::new(workshop, mode, place);
+        emitter.direct = plan.direct;
         match emitter.block(&plan, source) {
             Ok(()) => return emitter.finish(plan),
             Err(index) => plan.step(index),
@@ -174,6 +178,7 @@ impl<'a> Emitter<'a> {
             code: Assembler { bytes: emptied(&mut paper.code) },
             workshop,
             mode,
+            direct: false,
             origin: place.origin,
             first_site: place.first_site,
             sites,
@@ -242,8 +247,7 @@ impl<'a> Emitter<'a> {
         self.code.word_immediate(form, layout::BUDGET, self.unretired as i8);
         let jump = self.code.jump_if(jump);
         if plan.insns.iter().any(|planned| planned.inside) {
-            let (offset, unretired, flags) = (self.offset, self.unretired, self.flags);
-            self.stubs.push(Stub::Careful { jump, offset, unretired, flags });
+            self.careful_if(jump);
         } else {
             self.leave_if(jump, Why::Budget);
         }
@@ -341,8 +345,7 @@ impl<'a> Emitter<'a> {
         self.group_address(&group.address);
         let access = if group.write { Access::Write } else { Access::Read };
         let jump = self.compare_tag(access, group.span);
-        let (offset, unretired, flags) = (self.offset, self.unretired, self.flags);
-        self.stubs.push(Stub::Careful { jump, offset, unretired, flags });
+        self.careful_if(jump);
         self.add_page();
         self.code.op_word(Op::Store, host::RDI, layout::group(number));
         self.held = Some(number);
@@ -416,6 +419,12 @@ impl<'a> Emitter<'a> {
             self.redos.push(redo);
             Some(number)
         });
+    }
+
+    /// Goes over to the careful block at this instruction when the jump at `jump` is taken.
+    pub(crate) fn careful_if(&mut self, jump: usize) {
+        let (offset, unretired, flags) = (self.offset, self.unretired, self.flags);
+        self.stubs.push(Stub::Careful { jump, offset, unretired, flags });
     }
 
     /// A site at the instruction being emitted.

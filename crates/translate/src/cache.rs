@@ -168,7 +168,6 @@ impl Cache {
                 options,
                 rotates: std::arch::is_x86_feature_detected!("bmi2"),
                 tables: [0; 4],
-                beyond: 0,
                 gates: Gates::default(),
             },
             pages: BTreeMap::new(),
@@ -446,9 +445,6 @@ impl Cache {
             for side in [SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY] {
                 self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
             }
-        }
-        if source.crosses {
-            self.workshop.beyond = self.table(mode.beyond());
         }
         cpu.vcpu.toil();
         let mut block = self.make(wanted, &source);

@@ -6,6 +6,7 @@ use iced_x86::{
     Code, CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, RflagsBits,
 };
 
+use crate::shadow::ShadowMap;
 use crate::{string, system};
 
 /// Everything about the vCPU that a translation depends on; constant while translated code runs.
@@ -25,6 +26,8 @@ pub(crate) struct Mode {
     pub(crate) smap: bool,
     /// What CPUID shows.
     pub(crate) v3: bool,
+    /// Accesses go by the host's page tables.
+    pub(crate) direct: bool,
 }
 
 impl Mode {
@@ -37,24 +40,31 @@ impl Mode {
             | usize::from(self.v3) << 5
             | usize::from(self.smap) << 6
             | usize::from(self.x87) << 7
+            | usize::from(self.direct) << 8
     }
 
     /// One more than the largest number.
-    pub(crate) const COUNT: usize = 256;
+    pub(crate) const COUNT: usize = 512;
 
     /// That of the code that SYSCALL or SYSRET goes to, if IA32_FMASK clears AC.
-    pub(crate) fn beyond(self) -> Mode {
+    pub(crate) fn beyond(self, shadow: &ShadowMap, space: usize) -> Mode {
+        let (kernel, side) = (!self.kernel, self.side_beyond());
+        Mode { kernel, side, direct: shadow.is_of(space, side), ..self }
+    }
+
+    /// The side of the TLB of that code.
+    pub(crate) fn side_beyond(self) -> u8 {
         let kernel = !self.kernel;
-        let side = match () {
+        match () {
             () if !kernel => tlb::SIDE_USER,
             () if self.smap => tlb::SIDE_SUPERVISOR,
             () => tlb::SIDE_SUPERVISOR_ANY,
-        };
-        Mode { kernel, side, ..self }
+        }
     }
 
     /// What it is now; `None` where nothing is translated.
-    pub(crate) fn of(vcpu: &Vcpu) -> Option<Mode> {
+    #[inline]
+    pub(crate) fn of(vcpu: &Vcpu, shadow: &ShadowMap) -> Option<Mode> {
         let mode = &vcpu.mode;
         if mode.bits != 64 || mode.side != mode.walk_side {
             return None;
@@ -70,6 +80,7 @@ impl Mode {
             x87: on,
             smap: vcpu.cr4 & cr::CR4_SMAP != 0,
             v3: vcpu.model == Model::V3,
+            direct: shadow.is_of(vcpu.tlb.space(), mode.side),
         })
     }
 }
@@ -231,6 +242,10 @@ fn compute(instruction: &Instruction, mode: Mode) -> Class {
             | Emms
             | Maskmovdqu
             | Vmaskmovdqu
+            | Vmaskmovps
+            | Vmaskmovpd
+            | Vpmaskmovd
+            | Vpmaskmovq
     ) {
         return Class::Step;
     }

@@ -9,11 +9,12 @@ use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::Unit;
+use crate::direct;
 use crate::effects::{Effects, is_read};
 use crate::flags;
 use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
 use crate::plan::Planned;
-use crate::site::FaultSite;
+use crate::site::Faults;
 
 /// A guest register that the instruction names, moved to a scratch register for it.
 #[derive(Clone, Copy)]
@@ -173,6 +174,20 @@ fn set_displacement(instruction: &mut Instruction, displacement: i32) {
     instruction.set_memory_displ_size(size);
 }
 
+fn set_memory(instruction: &mut Instruction, operand: direct::Operand) {
+    let (index, scale) = operand.index.map_or((Register::None, 1), |(index, scale)| {
+        (Register::RAX + u32::from(index), u32::from(scale))
+    });
+    instruction.set_memory_base(Register::RAX + u32::from(operand.base));
+    instruction.set_memory_index(index);
+    instruction.set_memory_index_scale(scale);
+    set_displacement(instruction, operand.displacement);
+}
+
+fn names_high_byte(instruction: &Instruction) -> bool {
+    gpr_operands(instruction).any(|(_, register)| is_high_byte(register))
+}
+
 impl Emitter<'_> {
     pub(crate) fn compute(&mut self, planned: &Planned, unit: Unit) -> Emitted {
         let guest = &planned.instruction;
@@ -181,14 +196,21 @@ impl Emitter<'_> {
             return self.bit_string(guest);
         }
         let memory = guest.op_kinds().any(|kind| kind == OpKind::Memory);
+        let access = if memory { Some(memory_access(planned)?) } else { None };
+        // Whether an x87 store with an unmasked exception faults is up to the processor.
+        let surely = unit != Unit::X87 || access == Some(Access::Read);
+        let direct = memory && surely && self.is_direct(guest.memory_size().size());
+        let operand = match direct {
+            true => Some(self.direct_operand(planned, names_high_byte(guest))?),
+            false => None,
+        };
         match planned.operand {
-            _ if !memory => {}
+            _ if !memory || direct => {}
             Some(_) => self.free(host::RDI),
             None => self.end_mirrors(),
         }
-        let mut placing = self.place_registers(planned, memory)?;
-        if memory {
-            let access = memory_access(planned)?;
+        let mut placing = self.place_registers(planned, memory, operand)?;
+        if let (Some(access), false) = (access, direct) {
             let displacement = self.operand(planned, access)?;
             set_displacement(&mut placing.instruction, displacement);
         } else if placing.moved.iter().all(|moved| moved.to != host::RDI) {
@@ -214,10 +236,10 @@ impl Emitter<'_> {
         }
         let start = self.place();
         self.encode(&placing.instruction)?;
-        if faults {
-            let (end, flags) = (self.place(), self.flags);
-            let (offset, unretired) = (self.offset, self.unretired);
-            self.faults.push(FaultSite { start, end, offset, unretired, flags });
+        match access {
+            Some(access) if direct => self.note_fault(start, Faults::Access(access)),
+            _ if faults => self.note_fault(start, Faults::Instruction),
+            _ => {}
         }
         if placing.natural_rax {
             self.code.copy(GUEST_RAX, host::RAX);
@@ -362,7 +384,13 @@ impl Emitter<'_> {
         Some(op)
     }
 
-    fn place_registers(&mut self, planned: &Planned, memory: bool) -> Result<Placing, Unsupported> {
+    /// `direct` is where the memory operand is; otherwise it will be at RDI.
+    fn place_registers(
+        &mut self,
+        planned: &Planned,
+        memory: bool,
+        direct: Option<direct::Operand>,
+    ) -> Result<Placing, Unsupported> {
         let guest = &planned.instruction;
         let mut instruction = *guest;
         instruction.set_code(general_form(guest.code()));
@@ -373,12 +401,10 @@ impl Emitter<'_> {
         instruction.set_has_xacquire_prefix(false);
         instruction.set_has_xrelease_prefix(false);
         if memory {
-            instruction.set_memory_base(Register::RDI);
-            instruction.set_memory_index(Register::None);
-            instruction.set_memory_index_scale(1);
-            set_displacement(&mut instruction, 0);
+            let at_rdi = direct::Operand { base: host::RDI, index: None, displacement: 0 };
+            set_memory(&mut instruction, direct.unwrap_or(at_rdi));
         }
-        let high_byte = gpr_operands(guest).any(|(_, register)| is_high_byte(register));
+        let high_byte = names_high_byte(guest);
         let names_rax = gpr_operands(guest).any(|(_, register)| number(register) == 0);
         let natural_rax = has_implicit_rax(guest) || (high_byte && names_rax);
         let effects = &planned.effects;
@@ -386,7 +412,7 @@ impl Emitter<'_> {
             if memory || high_byte { None } else { self.use_word(effects, &mut instruction) };
         let mut placing = Placing { instruction, natural_rax, moved: SmallVec::new() };
         let mut taken = Taken::new();
-        if memory {
+        if memory && direct.is_none_or(|operand| operand.base == host::RDI) {
             taken.push(host::RDI);
         }
         for (op, register) in gpr_operands(guest) {

@@ -156,7 +156,9 @@ impl Emitter<'_> {
     /// The target of an indirect branch to RDI.
     fn target_address(&mut self, planned: &Planned) -> Emitted {
         let instruction = &planned.instruction;
-        if instruction.op0_kind() == OpKind::Memory {
+        if instruction.op0_kind() == OpKind::Memory && self.is_direct(8) {
+            self.direct_load(host::RDI, planned)?;
+        } else if instruction.op0_kind() == OpKind::Memory {
             let at = self.operand(planned, Access::Read)?;
             self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
         } else {
@@ -192,7 +194,57 @@ impl Emitter<'_> {
         self.code.lea(GUEST_RSP, GUEST_RSP, -8);
     }
 
+    /// The return address to the stack by the host's page tables, by way of RSI.
+    fn push_return_direct(&mut self) {
+        self.linear(host::RSI, i32::from(self.next));
+        self.direct_push(host::RSI);
+        self.code.lea(GUEST_RSP, GUEST_RSP, -8);
+    }
+
+    /// What RDI leads to, looked up for a call whose return address goes by the host's page tables:
+    /// if the lookup misses, the careful block does the two in the interpreter's order.
+    fn check_called(&mut self) {
+        let jump = self.compare_tag(Access::Exec, 1);
+        self.careful_if(jump);
+        self.add_page();
+    }
+
+    /// CALL by the host's page tables.
+    fn call_by_shadow(&mut self, planned: &Planned, target: Option<i64>) -> Emitted {
+        self.save_flags();
+        self.check_stack(planned, GUEST_RSP);
+        match target {
+            Some(target) if (0..4096).contains(&target) => {
+                self.push_return_direct();
+                self.link(None, target)
+            }
+            Some(target) => {
+                let target = i32::try_from(target).map_err(|_| Unsupported)?;
+                self.linear(host::RDI, target);
+                self.check_called();
+                self.push_return_direct();
+                self.turn_page(target);
+                self.jump_to(Kind::Direct);
+                Ok(())
+            }
+            None => {
+                self.target_address(planned)?;
+                self.check_called();
+                self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
+                self.code.op_word(Op::Store, host::RSI, layout::NEXT_PAGE);
+                self.push_return_direct();
+                self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
+                self.code.op_word(Op::Store, host::RSI, layout::PAGE);
+                self.jump_to(Kind::Indirect);
+                Ok(())
+            }
+        }
+    }
+
     fn call_direct(&mut self, planned: &Planned, target: i64) -> Emitted {
+        if self.is_direct(8) {
+            return self.call_by_shadow(planned, Some(target));
+        }
         let resume = self.resume_place();
         self.place_of_return(planned, resume)?;
         if (0..4096).contains(&target) {
@@ -212,6 +264,9 @@ impl Emitter<'_> {
     }
 
     fn call_indirect(&mut self, planned: &Planned) -> Emitted {
+        if self.is_direct(8) {
+            return self.call_by_shadow(planned, None);
+        }
         let resume = self.resume_place();
         self.target_address(planned)?;
         self.code.op_word(Op::Store, host::RDI, layout::TARGET);
@@ -237,8 +292,13 @@ impl Emitter<'_> {
             _ => 0,
         };
         let resume = self.resume_place();
-        let at = self.popped(planned, GUEST_RSP)?;
-        self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
+        if self.is_direct(8) {
+            self.check_stack(planned, GUEST_RSP);
+            self.direct_pop(host::RDI, GUEST_RSP);
+        } else {
+            let at = self.popped(planned, GUEST_RSP)?;
+            self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
+        }
         self.check(Access::Exec, 1, resume);
         self.code.lea(GUEST_RSP, GUEST_RSP, 8 + dropped);
         self.arrive();

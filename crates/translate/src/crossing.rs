@@ -140,7 +140,7 @@ impl Emitter<'_> {
     fn enter_kernel(&mut self, instruction: &Instruction, gate: Gate) -> Emitted {
         let beyond = Beyond {
             cpl: 0,
-            side: self.mode.beyond().side,
+            side: self.mode.side_beyond(),
             segments: cpu::syscall_segments(gate.star),
         };
         let r11 = word_of(gpr::R11)?;
@@ -161,7 +161,7 @@ impl Emitter<'_> {
     /// SDM vol. 2, "SYSRET".
     fn leave_kernel(&mut self, instruction: &Instruction, gate: Gate) -> Emitted {
         let segments = cpu::sysret_segments(gate.star, true);
-        let beyond = Beyond { cpl: 3, side: self.mode.beyond().side, segments };
+        let beyond = Beyond { cpl: 3, side: self.mode.side_beyond(), segments };
         let r11 = word_of(gpr::R11)?;
         self.code.plain_word(&[0xf7], 0, r11); // test dword .., ..
         self.code.put(&(NOT_RETURNED as u32).to_le_bytes());
@@ -214,8 +214,8 @@ impl Emitter<'_> {
             self.code.put(&field.to_le_bytes());
             self.code.put(&[value]);
         }
-        let table = self.workshop.beyond;
-        self.code.constant(host::RDI, table);
+        let table = if cpl == 0 { layout::KERNEL_TABLE } else { layout::USER_TABLE };
+        self.code.op_word(Op::Load, host::RDI, table);
         self.code.op_word(Op::Store, host::RDI, layout::BRANCH_TABLE);
         self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
         self.code.op_word(Op::Store, host::RSI, layout::PAGE);

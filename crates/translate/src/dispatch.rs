@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::num::NonZeroU32;
 
-use cpu::{Access, Activity, Cpu, Engine, Exit, Registers, Shadow, StatusFlags, Vcpu};
+use cpu::{Access, Activity, Cpu, Engine, Exit, Registers, Shadow, Vcpu};
+use memory::RamOffset;
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
@@ -15,6 +16,7 @@ use crate::layout::{self, Flags};
 use crate::leaving::Leaving;
 use crate::options::Options;
 use crate::plan::Variant;
+use crate::shadow::ShadowMap;
 use crate::site::{SITE_FAULT, SITE_LOOKUP, Site, SiteId, Why};
 use crate::statistics::Statistics;
 use crate::string;
@@ -33,10 +35,11 @@ const HOST_MXCSR: u64 = 0x1f80;
 
 /// The translating engine.
 pub struct Translator {
-    cache: Cache,
+    pub(crate) cache: Cache,
+    pub(crate) shadow: ShadowMap,
     fallback: Box<dyn Engine>,
     options: Options,
-    statistics: Statistics,
+    pub(crate) statistics: Statistics,
     fallbacks: Fallbacks,
     /// The fall-back engine stopped at a breakpoint.
     hit_breakpoint: bool,
@@ -63,7 +66,7 @@ struct Step {
 }
 
 /// What to do after leaving translated code.
-enum Next {
+pub(crate) enum Next {
     /// Enter again at this offset in code memory.
     Enter(u32),
     /// The vCPU is at an instruction boundary; look around.
@@ -79,6 +82,7 @@ impl Translator {
         native::support()?;
         Ok(Translator {
             cache: Cache::new(options)?,
+            shadow: ShadowMap::new(options),
             fallback,
             options,
             statistics: Statistics::default(),
@@ -100,7 +104,7 @@ impl Translator {
         self.cache.list_translations(list);
     }
 
-    fn step_for(&mut self, cpu: &mut Cpu<'_>, reason: Reason) {
+    pub(crate) fn step_for(&mut self, cpu: &mut Cpu<'_>, reason: Reason) {
         self.fallbacks.note(reason);
         self.fall_back(cpu);
     }
@@ -143,7 +147,7 @@ impl Translator {
             && leaving.cpu.vcpu.branches == branches
             && leaving.is_undisturbed()
             && !self.cache.meets_breakpoints(leaving.cpu.vcpu, &mut self.statistics)
-            && Mode::of(leaving.cpu.vcpu) == Some(leaving.mode)
+            && Mode::of(leaving.cpu.vcpu, &self.shadow) == Some(leaving.mode)
             && self.cache.is_right(leaving.cpu.ram)
         {
             leaving.refresh();
@@ -156,7 +160,7 @@ impl Translator {
     fn go_to(&mut self, leaving: &mut Leaving<'_, '_>) -> Next {
         let vcpu = &*leaving.cpu.vcpu;
         let (rip, branches) = (vcpu.regs.rip(), vcpu.branches);
-        let Some(mode) = Mode::of(vcpu) else { return Next::Boundary };
+        let Some(mode) = Mode::of(vcpu, &self.shadow) else { return Next::Boundary };
         if !leaving.is_undisturbed() || branches >= leaving.until {
             return Next::Boundary;
         }
@@ -191,7 +195,8 @@ impl Translator {
     }
 
     fn dispatch(&mut self, cpu: &mut Cpu<'_>, until: u64) {
-        let mode = match Mode::of(cpu.vcpu) {
+        self.shadow.offer(cpu);
+        let mode = match Mode::of(cpu.vcpu, &self.shadow) {
             Some(mode) if !cpu.vcpu.needs_step() => mode,
             _ => return self.run_foreign(cpu, until),
         };
@@ -209,6 +214,22 @@ impl Translator {
             None if self.cache.has_breakpoints(rip) => self.run_foreign(cpu, until),
             None => self.step_for(cpu, Reason::Fetch),
         }
+    }
+
+    fn run_to(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
+        for _ in 0..DISPATCHES_MAX {
+            if std::mem::take(&mut self.hit_breakpoint) {
+                return Exit::Breakpoint;
+            }
+            if let Some(exit) = boundary(cpu.vcpu, until) {
+                return exit;
+            }
+            if self.turns > ENTRIES_MAX {
+                break;
+            }
+            self.dispatch(cpu, until);
+        }
+        Exit::Yielded
     }
 
     /// The fall-back engine knows the breakpoints, and code that has some is left to it.
@@ -255,7 +276,8 @@ impl Translator {
         leaving.refresh();
         let mut entry = entry;
         loop {
-            words.set(layout::BRANCH_TABLE, self.cache.table(leaving.mode));
+            self.shadow.settle(&mut leaving.cpu.vcpu.tlb);
+            self.set_tables(&leaving);
             self.statistics.entries += 1;
             self.turns += 1;
             enter(&self.cache, leaving.cpu.vcpu, entry);
@@ -267,20 +289,33 @@ impl Translator {
         self.instructions += words.get(layout::INSTRUCTIONS);
     }
 
+    /// Where branches of the code that is entered, and of what it may go on to, are looked up.
+    fn set_tables(&mut self, leaving: &Leaving<'_, '_>) {
+        let mode = leaving.mode;
+        let (here, beyond) =
+            (self.cache.table(mode), self.cache.table(mode.beyond(&self.shadow, leaving.space)));
+        let (user, kernel) = if mode.kernel { (beyond, here) } else { (here, beyond) };
+        for (word, table) in [
+            (layout::BRANCH_TABLE, here),
+            (layout::USER_TABLE, user),
+            (layout::KERNEL_TABLE, kernel),
+        ] {
+            leaving.words.set(word, table);
+        }
+    }
+
     fn leave(&mut self, leaving: &mut Leaving<'_, '_>) -> Next {
         // CLAC and STAC, SYSCALL and SYSRET change it.
         let vcpu = &*leaving.cpu.vcpu;
         (leaving.mode.side, leaving.mode.kernel) = (vcpu.mode.side, vcpu.cpl == 0);
+        leaving.mode.direct = self.shadow.is_of(leaving.space, vcpu.mode.side);
         let id = leaving.words.get(layout::EXIT_SITE) as SiteId;
         match id {
             SITE_LOOKUP => {
                 let rip = leaving.arrived();
                 self.go_on(leaving, rip)
             }
-            SITE_FAULT => {
-                self.recover(leaving);
-                Next::Boundary
-            }
+            SITE_FAULT => self.recover(leaving),
             _ => {
                 let site = self.cache.site(id);
                 self.leave_by(leaving, site)
@@ -289,7 +324,7 @@ impl Translator {
     }
 
     /// Whether another fill can help: two pages of one instruction may displace each other.
-    fn may_fill(&mut self, resume: u32) -> bool {
+    pub(crate) fn may_fill(&mut self, resume: u32) -> bool {
         let again = std::mem::replace(&mut self.filled_for, resume) == resume;
         self.fills_in_a_row = if again { self.fills_in_a_row + 1 } else { 0 };
         if self.fills_in_a_row < FILLS_IN_A_ROW_MAX {
@@ -316,7 +351,7 @@ impl Translator {
 
     /// Whether slow work asked for no attention, and no breakpoint came into reach. One instruction
     /// is executed whatever it takes.
-    fn may_enter(&mut self, leaving: &Leaving<'_, '_>) -> bool {
+    pub(crate) fn may_enter(&mut self, leaving: &Leaving<'_, '_>) -> bool {
         let vcpu = &*leaving.cpu.vcpu;
         (!vcpu.attention || self.stepping)
             && !self.cache.meets_breakpoints(vcpu, &mut self.statistics)
@@ -389,19 +424,24 @@ impl Translator {
     /// To the careful block at `rip`, in the page whose code runs.
     fn go_carefully(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, jump: Jump) -> Next {
         let epoch = self.cache.epoch;
-        let Some(at) = fetch_place(leaving.cpu, rip) else { return Next::Boundary };
-        let wanted = Wanted { at, gva: rip, mode: leaving.mode, variant: Variant::Careful };
-        self.statistics.careful += 1;
-        let Some(entry) = self.cache.get(leaving.cpu, wanted, &mut self.statistics) else {
-            return Next::Boundary;
-        };
-        if !self.may_enter(leaving) {
-            return Next::Boundary;
-        }
+        let Some((at, entry)) = self.careful(leaving, rip) else { return Next::Boundary };
         if self.cache.epoch == epoch {
             self.cache.link(jump, at.page(), entry);
         }
         Next::Enter(entry)
+    }
+
+    /// The careful block at `rip`, if it may be entered now, and where its code is.
+    pub(crate) fn careful(
+        &mut self,
+        leaving: &mut Leaving<'_, '_>,
+        rip: u64,
+    ) -> Option<(RamOffset, u32)> {
+        let at = fetch_place(leaving.cpu, rip)?;
+        let wanted = Wanted { at, gva: rip, mode: leaving.mode, variant: Variant::Careful };
+        self.statistics.careful += 1;
+        let entry = self.cache.get(leaving.cpu, wanted, &mut self.statistics)?;
+        self.may_enter(leaving).then_some((at, entry))
     }
 
     /// To the block that a branch to another page leads to, and leads to directly from now on.
@@ -416,21 +456,6 @@ impl Translator {
             self.statistics.links += 1;
         }
         next
-    }
-
-    /// The hardware raised an exception: the instruction is executed again by the fall-back engine.
-    fn recover(&mut self, leaving: &mut Leaving<'_, '_>) {
-        let rip = leaving.words.get(layout::FAULT_RIP);
-        let Some(site) = self.cache.fault_site(rip) else {
-            panic!("host fault at {rip:#x} in a translation, at no known instruction");
-        };
-        if site.flags == Flags::Host {
-            let flags = leaving.words.get(layout::FAULT_FLAGS);
-            leaving.cpu.vcpu.regs.status = StatusFlags::from_rflags(flags);
-        }
-        let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
-        leaving.settle(rip, site.unretired);
-        self.step_for(leaving.cpu, Reason::Exception);
     }
 }
 
@@ -472,19 +497,14 @@ impl Engine for Translator {
         prepare(cpu);
         cpu.vcpu.attention = false;
         self.turns = 0;
-        for _ in 0..DISPATCHES_MAX {
-            if std::mem::take(&mut self.hit_breakpoint) {
-                return Exit::Breakpoint;
-            }
-            if let Some(exit) = boundary(cpu.vcpu, until) {
-                return exit;
-            }
-            if self.turns > ENTRIES_MAX {
-                break;
-            }
-            self.dispatch(cpu, until);
+        let (before, begun) = (Mode::of(cpu.vcpu, &self.shadow), cpu.vcpu.branches);
+        let exit = self.run_to(cpu, until);
+        if let Some(mode) = before
+            && Mode::of(cpu.vcpu, &self.shadow) == Some(mode)
+        {
+            self.shadow.note_work(cpu, mode, cpu.vcpu.branches - begun);
         }
-        Exit::Yielded
+        exit
     }
 
     /// By the fall-back engine, unless blocks are of one instruction and not linked: then by

@@ -24,7 +24,9 @@ impl Plan {
             planned.flags_before = live;
             live |= is_looked_up_before(&self.groups, index);
         }
-        for index in 0..self.insns.len() {
+        // There no lookup asks for RFLAGS.
+        let insns = if self.direct { 0 } else { self.insns.len() };
+        for index in 0..insns {
             self.insns[index].redone = can_be_redone(&self.insns[index].instruction)
                 && self.insns[index].class == (Class::Compute { unit: Unit::Integer })
                 && self.only_misses_ask(index);

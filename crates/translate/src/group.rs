@@ -8,6 +8,7 @@ use crate::classify::Class;
 use crate::effects::is_read;
 use crate::flags;
 use crate::plan::Planned;
+use crate::shadow::MARGIN;
 
 /// Bytes from the first to the last of a group.
 const SPAN_MAX: i64 = 512;
@@ -45,6 +46,38 @@ pub(crate) struct Group {
     pub(crate) address: Address,
     pub(crate) span: u16,
     pub(crate) write: bool,
+}
+
+/// Which accesses of an instruction need no check of their address: one near enough was checked
+/// earlier in the block.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Near {
+    /// Its memory operand.
+    pub(crate) operand: bool,
+    /// What it pushes or pops.
+    pub(crate) stack: bool,
+}
+
+/// An access without an index that is no further than this from its base register has that checked.
+pub(crate) const BESIDE_MAX: i64 = 0x4000;
+/// How far from what was checked an access may be, the distance above counted once more.
+const NEAR_MAX: i64 = 0x8000;
+const _: () = assert!(NEAR_MAX + BESIDE_MAX + 64 < MARGIN as i64);
+
+/// Notes in a block's instructions which of their accesses are near others.
+pub(crate) fn find_near(insns: &mut [Planned]) {
+    let mut grouping = Grouping { checked: Some(Vec::new()), ..Grouping::default() };
+    for (index, planned) in insns.iter_mut().enumerate() {
+        grouping.operand(index, planned);
+        grouping.stack(index, planned);
+        grouping.change(planned);
+        let near = |access: &Use| access.found == FOUND_NEAR;
+        planned.near = Near::default();
+        for access in grouping.uses.drain(..).filter(near) {
+            *(if access.stack { &mut planned.near.stack } else { &mut planned.near.operand }) =
+                true;
+        }
+    }
 }
 
 /// Finds the groups of a block and notes in its instructions which they are in.
@@ -101,7 +134,12 @@ struct Grouping {
     closed: usize,
     /// There are closed groups, or could have been.
     passed: bool,
+    /// Instead of groups: which values, and what distances from them, were checked.
+    checked: Option<Vec<(Key, i64)>>,
 }
+
+/// Stands for the group of an access that is near one that was checked.
+const FOUND_NEAR: usize = usize::MAX;
 
 impl Default for Grouping {
     fn default() -> Grouping {
@@ -113,6 +151,7 @@ impl Default for Grouping {
             branched: false,
             closed: 0,
             passed: false,
+            checked: None,
         }
     }
 }
@@ -232,6 +271,21 @@ impl Grouping {
     ) {
         let (low, high) = (access.low, access.low.wrapping_add(size));
         if !(1..=64).contains(&size) || low.unsigned_abs() > 1 << 30 {
+            return;
+        }
+        if let Some(checked) = &mut self.checked {
+            let near = |&(other, point): &(Key, i64)| {
+                other == key && low.abs_diff(point) <= NEAR_MAX as u64
+            };
+            if checked.iter().any(near) {
+                access.found = FOUND_NEAR;
+            } else {
+                let (base, index, offset) = address;
+                let beside = base.is_some() && index.is_none();
+                let beside = beside && low.abs_diff(offset) <= BESIDE_MAX as u64;
+                checked.push((key, if beside { offset } else { low }));
+            }
+            self.uses.push(access);
             return;
         }
         let fits = |found: &Found| {

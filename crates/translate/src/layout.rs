@@ -99,6 +99,14 @@ pub(crate) const X87_SPILLED: [i32; 3] = [word(36), word(37), word(38)];
 /// Number of the MSRs by which SYSCALL and SYSRET work; see [`crate::crossing::Gates`].
 pub(crate) const GATE: i32 = word(39);
 
+/// Addresses of the tables of indirect branches for the code that SYSRET and SYSCALL go to.
+pub(crate) const USER_TABLE: i32 = word(40);
+pub(crate) const KERNEL_TABLE: i32 = word(41);
+/// RAX, vector and address of a hardware exception, besides [`FAULT_RIP`] and [`FAULT_FLAGS`].
+pub(crate) const FAULT_RAX: i32 = word(42);
+pub(crate) const FAULT_VECTOR: i32 = word(43);
+pub(crate) const FAULT_ADDRESS: i32 = word(44);
+
 /// Host address of the first byte of a block's group `number`.
 pub(crate) const fn group(number: usize) -> i32 {
     assert!(number < GROUPS_MAX);

@@ -20,6 +20,7 @@ mod code_memory;
 mod compute;
 mod control;
 mod crossing;
+mod direct;
 mod dispatch;
 mod effects;
 mod fallback;
@@ -33,6 +34,7 @@ mod options;
 mod plan;
 mod recover;
 mod region;
+mod shadow;
 mod site;
 mod stack;
 mod statistics;
@@ -45,7 +47,7 @@ mod words;
 mod x87;
 
 pub use dispatch::Translator;
-pub use options::Options;
+pub use options::{Options, Shadowing};
 
 /// Why a translator cannot be had on this host.
 #[derive(Debug, thiserror::Error)]

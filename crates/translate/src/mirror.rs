@@ -63,6 +63,13 @@ impl Emitter<'_> {
         }
     }
 
+    /// A scratch register, free for anything; one that holds nothing if there is one. Keeps flags.
+    pub(crate) fn any_scratch(&mut self) -> u8 {
+        let scratch = if self.mirrors.is_free(host::RDI) { host::RDI } else { host::RSI };
+        self.free(scratch);
+        scratch
+    }
+
     /// A scratch register for a guest register kept at `home`, not one of `taken`: the one that
     /// holds it, or one that holds nothing, or any.
     pub(crate) fn choose_scratch(&mut self, home: Home, taken: &[u8]) -> Result<u8, Unsupported> {

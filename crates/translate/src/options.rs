@@ -1,5 +1,16 @@
 //! Knobs. None of them changes what the guest sees; the tests turn them to prove it.
 
+/// Whose accesses to memory go by the host's page tables instead of the TLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shadowing {
+    /// Nobody's.
+    Never,
+    /// Those of user code that has run for long enough to make up for what it costs.
+    Earned,
+    /// Stress: all user code from the first on, and code of kernels that live in the lower half.
+    Always,
+}
+
 /// How a [`crate::Translator`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -11,6 +22,8 @@ pub struct Options {
     pub traces: bool,
     /// Accesses at constant distances share a TLB lookup.
     pub groups: bool,
+    /// Whose accesses go by the host's page tables.
+    pub shadow: Shadowing,
     /// Direct branches go from translation to translation.
     pub links: bool,
     /// Stress: drop all translations after so many dispatches; 0 is never.
@@ -28,6 +41,7 @@ impl Default for Options {
             block_insns_max: 64,
             traces: true,
             groups: true,
+            shadow: Shadowing::Earned,
             links: true,
             flush_every: 0,
             always_slow: false,

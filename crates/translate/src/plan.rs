@@ -15,7 +15,7 @@ use iced_x86::{
 use crate::classify::{Class, FlagUse, Mode, classify, flag_use};
 use crate::crossing::is_crossing;
 use crate::effects::Effects;
-use crate::group::{self, Group, Member};
+use crate::group::{self, Group, Member, Near};
 use crate::options::Options;
 
 /// Branches of a fast block.
@@ -95,6 +95,8 @@ pub(crate) struct Planned {
     pub(crate) operand: Option<Member>,
     /// What it pushes or pops, if in a group.
     pub(crate) stack: Option<Member>,
+    /// Which accesses are near others, in a block whose accesses go by the host's page tables.
+    pub(crate) near: Near,
     /// What it does with its operands.
     pub(crate) effects: Effects,
     /// What it does to flags, and whether anybody needs them as they are before and after it.
@@ -124,6 +126,7 @@ impl Planned {
             again,
             operand,
             stack,
+            near: Near::default(),
             effects,
             flags,
             flags_before,
@@ -143,6 +146,8 @@ pub(crate) struct Plan {
     /// Guest bytes it depends on: offsets in the page of the first, and after the last.
     pub(crate) extents: Vec<(u16, u16)>,
     pub(crate) groups: Vec<Group>,
+    /// Its accesses go by the host's page tables.
+    pub(crate) direct: bool,
 }
 
 impl Plan {
@@ -161,9 +166,17 @@ impl Plan {
         } else {
             self.insns[index].class = Class::Step;
         }
-        if !self.groups.is_empty() {
+        if self.direct {
+            self.go_direct();
+        } else if !self.groups.is_empty() {
             self.group();
         }
+    }
+
+    /// Has its accesses go by the host's page tables.
+    pub(crate) fn go_direct(&mut self) {
+        self.direct = true;
+        group::find_near(&mut self.insns);
     }
 
     /// Finds the groups anew.
@@ -220,7 +233,7 @@ pub(crate) fn discover(
     // Rounds of a loop have the same.
     extents.sort_unstable();
     extents.dedup();
-    Plan { insns, end, stop, extents, groups: Vec::new() }
+    Plan { insns, end, stop, extents, groups: Vec::new(), direct: false }
 }
 
 /// As [`discover`], for one instruction that reaches into the next page.
@@ -244,7 +257,7 @@ fn discover_on_two(
     };
     let extents = vec![(start, stop)];
     let stop = if insns.is_empty() { start } else { stop };
-    Plan { insns, end, stop, extents, groups: Vec::new() }
+    Plan { insns, end, stop, extents, groups: Vec::new(), direct: false }
 }
 
 /// Whether the instruction is a conditional branch back to `start`, with something behind it.

@@ -93,6 +93,18 @@ pub(crate) struct FaultSite {
     pub(crate) unretired: u8,
     /// Where the flags are when it faults.
     pub(crate) flags: Flags,
+    pub(crate) faults: Faults,
+}
+
+/// What may fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Faults {
+    /// The instruction, for reasons of its own.
+    Instruction,
+    /// The check whether its access may go by the host's page tables.
+    Check,
+    /// Its access, which does so.
+    Access(Access),
 }
 
 /// From a far branch's constant to the displacement of its jump if the target is another.

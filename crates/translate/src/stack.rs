@@ -37,6 +37,9 @@ impl Emitter<'_> {
     }
 
     fn push(&mut self, planned: &Planned) -> Emitted {
+        if self.is_direct(8) {
+            return self.push_direct(planned);
+        }
         let instruction = &planned.instruction;
         match instruction.op0_kind() {
             OpKind::Register if instruction.op0_register().is_gpr() => {
@@ -73,6 +76,52 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// PUSH by the host's page tables.
+    fn push_direct(&mut self, planned: &Planned) -> Emitted {
+        let instruction = &planned.instruction;
+        let register = match instruction.op0_kind() {
+            OpKind::Register if instruction.op0_register().is_gpr() => {
+                match HOME[usize::from(number(instruction.op0_register()))] {
+                    Home::Host(from) => from,
+                    Home::Word(word) => {
+                        self.code.op_word(Op::Load, host::RSI, word);
+                        host::RSI
+                    }
+                }
+            }
+            OpKind::Memory => {
+                self.direct_load(host::RSI, planned)?;
+                host::RSI
+            }
+            OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
+                self.code.constant(host::RSI, instruction.immediate(0));
+                host::RSI
+            }
+            _ => return Err(Unsupported),
+        };
+        self.check_stack(planned, GUEST_RSP);
+        self.direct_push(register);
+        self.code.lea(GUEST_RSP, GUEST_RSP, -8);
+        Ok(())
+    }
+
+    /// POP by the host's page tables; POP RSP leaves what was popped.
+    fn pop_direct(&mut self, planned: &Planned) {
+        self.check_stack(planned, GUEST_RSP);
+        match HOME[usize::from(number(planned.instruction.op0_register()))] {
+            Home::Host(GUEST_RSP) => self.direct_pop(GUEST_RSP, GUEST_RSP),
+            Home::Host(to) => {
+                self.direct_pop(to, GUEST_RSP);
+                self.code.lea(GUEST_RSP, GUEST_RSP, 8);
+            }
+            Home::Word(word) => {
+                self.direct_pop(host::RSI, GUEST_RSP);
+                self.code.op_word(Op::Store, host::RSI, word);
+                self.code.lea(GUEST_RSP, GUEST_RSP, 8);
+            }
+        }
+    }
+
     /// Where the eight bytes at `register` are: RDI and what is returned.
     pub(crate) fn popped(&mut self, planned: &Planned, register: u8) -> Result<i32, Unsupported> {
         if let Some(member) = planned.stack {
@@ -89,6 +138,10 @@ impl Emitter<'_> {
         if instruction.op0_kind() != OpKind::Register || !instruction.op0_register().is_gpr() {
             return Err(Unsupported);
         }
+        if self.is_direct(8) {
+            self.pop_direct(planned);
+            return Ok(());
+        }
         let at = self.popped(planned, GUEST_RSP)?;
         // Before the load: POP RSP leaves what was popped.
         self.code.lea(GUEST_RSP, GUEST_RSP, 8);
@@ -103,6 +156,13 @@ impl Emitter<'_> {
     }
 
     fn leave(&mut self, planned: &Planned) -> Emitted {
+        if self.is_direct(8) {
+            self.check_stack(planned, host::RBP);
+            self.direct_pop(host::RDI, host::RBP);
+            self.code.lea(GUEST_RSP, host::RBP, 8);
+            self.code.copy(host::RBP, host::RDI);
+            return Ok(());
+        }
         let at = self.popped(planned, host::RBP)?;
         self.code.lea(GUEST_RSP, host::RBP, 8);
         self.code.op_memory(Op::Load, host::RBP, host::RDI, at);

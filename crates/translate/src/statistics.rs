@@ -19,6 +19,8 @@ pub(crate) struct Statistics {
     pub(crate) entries: u64,
     /// TLB misses served without the fall-back engine.
     pub(crate) fills: u64,
+    /// Accesses that faulted and went on once their page was in the shadow.
+    pub(crate) shadowed: u64,
     /// Times a fast block went over to a careful one for the first time.
     pub(crate) careful: u64,
     /// Direct jumps linked.
@@ -39,6 +41,7 @@ impl Statistics {
             ("pages invalidated", self.invalidated_pages),
             ("entries", self.entries),
             ("TLB fills", self.fills),
+            ("faults served by the shadow", self.shadowed),
             ("careful blocks entered", self.careful),
             ("links", self.links),
             ("lookups", self.lookups),

@@ -21,8 +21,10 @@ pub(crate) struct Trampolines {
     pub(crate) enter: u32,
     /// Leaves; the number of the site is on the stack.
     pub(crate) exit: u32,
-    /// Where the signal handler continues, with RIP in RDI and RFLAGS in RSI.
+    /// Where the signal handler continues.
     pub(crate) fault: u32,
+    /// Goes on where the last exception was, with everything as it was.
+    pub(crate) again: u32,
     /// Leaves to have the translation for RDI looked up.
     pub(crate) lookup: u32,
     /// Jumps to the translation of the code at the host address in RDI.
@@ -180,6 +182,16 @@ fn branch(code: &mut Assembler, lookup: usize) {
     code.bind(miss, lookup);
 }
 
+/// What entering has not loaded: RFLAGS, RAX and the scratch registers. The stack is free.
+fn again(code: &mut Assembler) {
+    code.plain_word(&[0xff], 6, layout::FAULT_FLAGS); // push
+    code.put(&[0x9d]); // popfq
+    code.op_word(Op::Load, host::RAX, layout::FAULT_RAX);
+    code.op_word(Op::Load, host::RSI, layout::EXIT_INDEX);
+    code.op_word(Op::Load, host::RDI, layout::EXIT_ADDRESS);
+    code.plain_word(&[0xff], 4, layout::FAULT_RIP); // jmp
+}
+
 /// All of it, to be put at offset 0 of code memory.
 pub(crate) fn generate(x87_area: &x87::Area) -> (Vec<u8>, Trampolines) {
     let mut code = Assembler::default();
@@ -195,9 +207,9 @@ pub(crate) fn generate(x87_area: &x87::Area) -> (Vec<u8>, Trampolines) {
     at.exit = code.here() as u32;
     exit(&mut code, save_x87);
     at.fault = code.here() as u32;
-    code.op_word(Op::Store, host::RDI, layout::FAULT_RIP);
-    code.op_word(Op::Store, host::RSI, layout::FAULT_FLAGS);
     leave(&mut code, SITE_FAULT, at.exit as usize);
+    at.again = code.here() as u32;
+    again(&mut code);
     at.lookup = code.here() as u32;
     leave(&mut code, SITE_LOOKUP, at.exit as usize);
     at.branch = code.here() as u32;

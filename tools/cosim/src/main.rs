@@ -1,8 +1,11 @@
-//! `cosim [--engine interp|translate|both|stubs|host] [--seed S] [--cases N] [--only MNEMONIC]
-//! [--threads T] [--keep-going N] [--verbose]`: runs random cases until the first difference.
+//! `cosim [--engine interp|translate|both|shadowed|stubs|host] [--seed S] [--cases N]
+//! [--only MNEMONIC] [--threads T] [--keep-going N] [--verbose]`: runs random cases until the first
+//! difference.
 //!
-//! Engine `both` runs each case three ways: natively, interpreted, translated. Engine `host` runs
-//! each twice on the host: it shows what the host itself leaves to chance.
+//! Engine `both` runs each case three ways: natively, interpreted, translated. Engine `shadowed` is
+//! the translator with accesses by the host's page tables, beside the interpreter: on the host the
+//! case would be at the same addresses. Engine `host` runs each twice on the host: it shows what
+//! the host itself leaves to chance.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -15,7 +18,7 @@ use cosim::generate::Generator;
 use cosim::host::HostExecutor;
 use cosim::stub::StubExecutor;
 use cosim::{Executor, compare, corpus, report};
-use translate::Translator;
+use translate::{Shadowing, Translator};
 
 /// What was asked for.
 struct Options {
@@ -109,7 +112,10 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
     if generator.targets().is_empty() {
         bail!("no such mnemonic in the model");
     }
-    let mut host = HostExecutor::new()?;
+    let mut host: Box<dyn Executor> = match options.engine.as_str() {
+        "shadowed" => interpreter()?,
+        _ => Box::new(HostExecutor::new()?),
+    };
     let mut tested = tested(&options.engine)?;
     let mut coverage = Coverage::default();
     let mut differing = Vec::new();
@@ -155,11 +161,12 @@ fn work(options: &Options) -> Result<(Coverage, usize)> {
 fn tested(engine: &str) -> Result<Vec<Box<dyn Executor>>> {
     Ok(match engine {
         "interp" => vec![interpreter()?],
-        "translate" => vec![translator()?],
-        "both" => vec![interpreter()?, translator()?],
+        "translate" => vec![translator(Shadowing::Never)?],
+        "both" => vec![interpreter()?, translator(Shadowing::Never)?],
+        "shadowed" => vec![translator(Shadowing::Always)?],
         "stubs" => vec![Box::new(StubExecutor::new()?)],
         "host" => Vec::new(),
-        _ => bail!("unknown engine {engine}: interp, translate, both, stubs or host"),
+        _ => bail!("unknown engine {engine}: interp, translate, both, shadowed, stubs or host"),
     })
 }
 
@@ -167,9 +174,13 @@ fn interpreter() -> Result<Box<dyn Executor>> {
     Ok(Box::new(EngineExecutor::new(Box::new(interp::Interp::new()?))?))
 }
 
-fn translator() -> Result<Box<dyn Executor>> {
-    let options =
-        translate::Options { block_insns_max: 1, links: false, ..translate::Options::default() };
+fn translator(shadow: Shadowing) -> Result<Box<dyn Executor>> {
+    let options = translate::Options {
+        block_insns_max: 1,
+        links: false,
+        shadow,
+        ..translate::Options::default()
+    };
     let engine = Translator::new(Box::new(interp::Interp::new()?), options)?;
     Ok(Box::new(EngineExecutor::new(Box::new(engine))?))
 }

@@ -91,7 +91,8 @@ impl Test {
         unit_tests(&mut tally)?;
         if !self.quick && tally.check("guests", || build_guests(self.slow)) {
             let cases = if self.slow { COSIM_CASES_SLOW } else { COSIM_CASES };
-            tally.check("cosim", || Cosim::new(cases).run());
+            tally.check("cosim", || Cosim::new("interp", cases).run());
+            tally.check("cosim by the host's page tables", || Cosim::new("shadowed", cases).run());
             self.whole_machines(&mut tally)?;
         }
         if !tally.finish() {

@@ -2,7 +2,8 @@
 
 use std::mem::size_of;
 
-use types::PAGE_SHIFT;
+use memory::Area;
+use types::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Entries on each side; a power of two. Those of pages not in use are never touched, and memory
 /// that nobody touched is none.
@@ -39,9 +40,18 @@ pub(super) const fn empty(index: usize) -> Entry {
     Entry { read: never, write: never, exec: never, page: 0 }
 }
 
-/// Entries of all sides, and behind them a stack and room for an engine's own words, in the form
-/// of entries.
-const BLOCK_ENTRIES: usize = SIDES * ENTRIES + STACK_ENTRIES + SCRATCH_WORDS / WORDS;
+/// Offset of the words. Their address ends in six bits that are a count: generated code shifts by
+/// the register it addresses them with.
+pub(super) const SCRATCH: usize = (SIDES * ENTRIES + STACK_ENTRIES) * size_of::<Entry>() + SHIFT;
+pub(super) const SHIFT: usize = 16;
+const _: () = assert!((SCRATCH - SHIFT).is_multiple_of(64) && SHIFT < 64);
+/// Entries of all sides, behind them a stack and room for an engine's own words.
+const BLOCK_WORDS: usize = SCRATCH / size_of::<u64>() + SCRATCH_WORDS;
+/// Offset of what is behind them: a byte for each of the lower half's addresses, shifted by that
+/// count, none of which can be read until its page is opened.
+pub(super) const PASS: usize =
+    (BLOCK_WORDS * size_of::<u64>()).next_multiple_of(PAGE_SIZE as usize);
+pub(super) const PASS_SIZE: usize = 1 << (47 - SHIFT);
 
 /// Where an entry is.
 pub(super) const fn place(side: u8, index: usize) -> usize {
@@ -56,18 +66,12 @@ pub(super) const fn index_of(gva: u64) -> usize {
 
 /// The entries and what is behind them, each in one cache line, in memory that is there once it is
 /// touched.
-pub(super) struct Block {
-    words: Box<[u64]>,
-    /// Index of the first entry's first word.
-    first: usize,
-}
+pub(super) struct Block(Area);
 
 impl Block {
     pub(super) fn new() -> Block {
-        let align = size_of::<Entry>();
-        let words = vec![0; WORDS * (BLOCK_ENTRIES + 1)].into_boxed_slice();
-        let first = (words.as_ptr() as usize).wrapping_neg() % align / size_of::<u64>();
-        let mut block = Block { words, first };
+        // Behind the last byte nothing can be read either: addresses beyond the lower half.
+        let mut block = Block(Area::new(BLOCK_WORDS, PASS_SIZE + PAGE_SIZE as usize));
         for side in 0..SIDES as u8 {
             block.set(place(side, 0), empty(0));
         }
@@ -76,18 +80,28 @@ impl Block {
 
     #[inline]
     pub(super) fn start(&mut self) -> *mut u8 {
-        self.words[self.first..].as_mut_ptr().cast()
+        self.0.start().cast()
+    }
+
+    /// See [`super::Tlb::open_pass`].
+    pub(super) fn open_pass(&mut self, page: usize) -> bool {
+        page < PASS_SIZE / PAGE_SIZE as usize && self.0.open(page)
+    }
+
+    /// See [`super::Tlb::close_pass`].
+    pub(super) fn close_pass(&mut self) {
+        self.0.close();
     }
 
     #[inline(always)]
     pub(super) fn get(&self, place: usize) -> Entry {
-        let entries: &[[u64; WORDS]] = self.words[self.first..].as_chunks().0;
+        let entries: &[[u64; WORDS]] = self.0.words().as_chunks().0;
         let [read, write, exec, page] = entries[place];
         Entry { read, write, exec, page }
     }
 
     pub(super) fn set(&mut self, place: usize, entry: Entry) {
         let Entry { read, write, exec, page } = entry;
-        self.words[self.first..].as_chunks_mut().0[place] = [read, write, exec, page];
+        self.0.words_mut().as_chunks_mut().0[place] = [read, write, exec, page];
     }
 }

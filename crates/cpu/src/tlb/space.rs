@@ -3,6 +3,7 @@
 use types::PAGE_SHIFT;
 
 use super::block::{Block, empty, index_of, never, place};
+use super::followed::Followed;
 use super::{Allowed, Entry, SIDE_NONE};
 
 /// Room for page-table pages that are remembered; a power of two.
@@ -50,6 +51,7 @@ pub(super) struct Space {
     tables: Box<[Table; TABLES]>,
     /// More page-table pages were walked than are remembered.
     tables_lost: bool,
+    followed: Option<Followed>,
 }
 
 impl Space {
@@ -63,7 +65,25 @@ impl Space {
             flushes: 1,
             tables: Box::new([Table::default(); TABLES]),
             tables_lost: false,
+            followed: None,
         }
+    }
+
+    pub(super) fn follow(&mut self, side: u8) {
+        self.followed = Some(Followed::of(side));
+    }
+
+    pub(super) fn end_following(&mut self) {
+        self.followed = None;
+    }
+
+    #[inline]
+    pub(super) fn followed(&mut self) -> Option<&mut Followed> {
+        self.followed.as_mut()
+    }
+
+    pub(super) fn following(&self) -> Option<&Followed> {
+        self.followed.as_ref()
     }
 
     /// Caches a walk; `page` is what the entry is to hold.
@@ -74,6 +94,9 @@ impl Space {
         if entry == empty(index) {
             let filled = if tag >= TOP { &mut self.filled_top } else { &mut self.filled };
             filled.push((side, index as u16));
+        }
+        if let Some(followed) = self.followed.as_mut().filter(|followed| followed.side == side) {
+            followed.meet(tag, page);
         }
         let (never, same) = (never(index), entry.page == page);
         let keep = |old: u64| if old == tag && same { tag } else { never };
@@ -95,6 +118,7 @@ impl Space {
     pub(super) fn flush(&mut self) {
         self.flushes += 1;
         self.tables_lost = false;
+        self.followed.iter_mut().for_each(Followed::lose_all);
         for (side, index) in self.filled_top.drain(..).chain(self.filled.drain(..)) {
             self.block.set(place(side, index as usize), empty(index as usize));
         }
@@ -186,6 +210,9 @@ impl Space {
     }
 
     fn forget_page(&mut self, side: u8, gva: u64) {
+        if let Some(followed) = self.followed.as_mut().filter(|followed| followed.side == side) {
+            followed.lose(gva);
+        }
         let index = index_of(gva);
         let never = never(index);
         // It stays different from an empty entry, being in the list of filled ones.

@@ -6,6 +6,7 @@ mod debugged;
 mod loops;
 mod random;
 mod room;
+mod shadowed;
 
 use cpu::cpuid::Model;
 use cpu::{Cpu, EmptyBus, Engine, Exit, Seg, Segment, Table, Vcpu, cr, gpr};
@@ -13,7 +14,7 @@ use interp::Interp;
 use memory::Ram;
 use types::Gpa;
 
-use crate::{Options, Translator};
+use crate::{Options, Shadowing, Translator};
 
 const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x18_0000;
@@ -82,6 +83,14 @@ fn trace(engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64
     trace_guest(engine, guest(code), stride)
 }
 
+/// The same without SMAP: then code that is all at CPL 0 can have the shadow.
+fn trace_shadowed(engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64>, u128)> {
+    let mut guest = guest(code);
+    guest.vcpu.cr4 &= !cr::CR4_SMAP;
+    guest.vcpu.rederive();
+    trace_guest(engine, guest, stride)
+}
+
 fn trace_guest(
     mut engine: Box<dyn Engine>,
     guest: Guest,
@@ -127,6 +136,8 @@ fn settings() -> Vec<Options> {
         normal,
         Options { traces: false, ..normal },
         Options { groups: false, ..normal },
+        Options { shadow: Shadowing::Always, ..normal },
+        Options { shadow: Shadowing::Always, traces: false, links: false, ..normal },
         Options { links: false, ..normal },
         Options { block_insns_max: 1, ..normal },
         Options { flush_every: 3, ..normal },
@@ -138,12 +149,17 @@ fn settings() -> Vec<Options> {
 /// Every setting gives the interpreter's states, at every branch and at the end.
 fn check(name: &str, code: &[u8]) {
     for stride in [1, 7, 1000] {
-        let expected = trace(Box::new(Interp::new().unwrap()), code, stride);
-        assert!(expected.len() > 1 || stride > 1, "{name}: the guest does something");
+        let interp = || Box::new(Interp::new().unwrap());
+        let (usual, shadowed) =
+            (trace(interp(), code, stride), trace_shadowed(interp(), code, stride));
+        assert!(usual.len() > 1 || stride > 1, "{name}: the guest does something");
         for options in settings() {
-            let engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
-            let got = trace(Box::new(engine), code, stride);
-            for (got, expected) in got.iter().zip(&expected) {
+            let engine = Box::new(Translator::new(interp(), options).unwrap());
+            let (got, expected) = match options.shadow {
+                Shadowing::Always => (trace_shadowed(engine, code, stride), &shadowed),
+                _ => (trace(engine, code, stride), &usual),
+            };
+            for (got, expected) in got.iter().zip(expected) {
                 assert_eq!(got, expected, "{name}, stride {stride}, {options:x?}");
             }
             assert_eq!(got.len(), expected.len(), "{name}, stride {stride}, {options:?}");

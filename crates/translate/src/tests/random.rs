@@ -4,8 +4,8 @@
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 use interp::Interp;
 
-use super::{ALIAS, DATA, STACK, trace};
-use crate::{Options, Translator};
+use super::{ALIAS, DATA, STACK, trace, trace_shadowed};
+use crate::{Options, Shadowing, Translator};
 
 const PROGRAMS: u64 = 400;
 /// Instructions of one, about.
@@ -243,18 +243,26 @@ fn set_unmapped(code: &mut Vec<u8>) {
 #[test]
 fn random_programs_agree_with_the_interpreter() {
     let normal = Options::default();
+    let shadowed = Options { shadow: Shadowing::Always, ..normal };
     let settings = [
         normal,
         Options { traces: false, ..normal },
         Options { groups: false, ..normal },
         Options { flush_every: 5, ..normal },
+        shadowed,
+        Options { traces: false, ..shadowed },
+        Options { flush_every: 5, ..shadowed },
     ];
     for seed in 0..PROGRAMS {
         let code = program(seed);
         for stride in [1, 3, 1000] {
-            let truth = trace(Box::new(Interp::new().unwrap()), &code, stride);
             let fallback = Box::new(Interp::new().unwrap());
             let options = settings[(seed as usize + stride as usize) % settings.len()];
+            let trace = match options.shadow {
+                Shadowing::Always => trace_shadowed,
+                _ => trace,
+            };
+            let truth = trace(Box::new(Interp::new().unwrap()), &code, stride);
             let engine = Box::new(Translator::new(fallback, options).unwrap());
             let states = trace(engine, &code, stride);
             for (state, true_state) in states.iter().zip(&truth) {

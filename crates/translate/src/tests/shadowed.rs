@@ -1,0 +1,94 @@
+//! Accesses by the host's page tables: that they are used, and that they follow the guest's.
+
+use super::*;
+
+/// Reads and writes beside RBX and in the table at RBX + RCX * 8, and calls.
+const WORK: &[u8] = &[
+    0xb9, 200, 0, 0, 0, // mov ecx, 200
+    0x48, 0x8b, 0x03, // 1: mov rax, [rbx]
+    0x48, 0x01, 0x4b, 0x40, // add [rbx + 64], rcx
+    0x4c, 0x89, 0x7c, 0xcb, 0x10, // mov [rbx + rcx * 8 + 16], r15
+    0x4d, 0x8d, 0x4c, 0x24, 0x08, // lea r9, [r12 + 8]
+    0x49, 0x89, 0xd9, // mov r9, rbx
+    0x4d, 0x03, 0x79, 0x08, // add r15, [r9 + 8]
+    0x50, // push rax
+    0xe8, 0x06, 0, 0, 0,    // call function
+    0x58, // pop rax
+    0xff, 0xc9, // dec ecx
+    0x75, 0xda, // jnz 1b
+    0xf4, // hlt
+    0x48, 0xff, 0x03, // function: inc qword [rbx]
+    0xc3, // ret
+];
+
+#[test]
+fn pages_come_into_the_shadow_once() {
+    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+    let Guest { mut vcpu, mut ram } = guest(WORK);
+    vcpu.cr4 &= !cr::CR4_SMAP;
+    vcpu.rederive();
+    loop {
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+        if engine.run(&mut cpu, u64::MAX) == Exit::Halted {
+            break;
+        }
+    }
+    let counters = engine.counters();
+    let counter = |name: &str| counters.iter().find(|(known, _)| known == name).unwrap().1;
+    // The chunk, a page of data, once more to write it, and the stack's.
+    assert_eq!(counter("faults served by the shadow"), 4, "{counters:?}");
+    assert!(counter("TLB fills") < 8, "{counters:?}");
+    drop(engine); // a process has one shadow
+    check("shadowed work", WORK);
+}
+
+/// A page-table entry leads elsewhere, to what may only be read, and nowhere.
+#[test]
+fn the_shadow_follows_page_tables() {
+    let mut code = vec![
+        0xbe, 0, 0, 0x40, 0, // mov esi, SMALL
+        0xbf, 0, 0x50, 0, 0, // mov edi, SMALL_TABLE
+        0xb9, 40, 0, 0, 0, // mov ecx, 40
+        0x48, 0x01, 0x0e, // 1: add [rsi], rcx
+        0x48, 0x8b, 0x06, // mov rax, [rsi]
+        0x48, 0x03, 0x86, 0, 0x10, 0, 0, // add rax, [rsi + 0x1000]
+        0x48, 0x8b, 0x17, // mov rdx, [rdi]
+        0x4c, 0x8b, 0x57, 0x08, // mov r10, [rdi + 8]
+        0x48, 0x89, 0x57, 0x08, // mov [rdi + 8], rdx
+        0x4c, 0x89, 0x17, // mov [rdi], r10
+        0x0f, 0x01, 0x3e, // invlpg [rsi]
+        0x0f, 0x01, 0xbe, 0, 0x10, 0, 0, // invlpg [rsi + 0x1000]
+        0x83, 0xf9, 0x03, // cmp ecx, 3
+        0x75, 0x06, // jne 2f
+        0x80, 0x27, 0xfd, // and byte [rdi], ~2
+        0x0f, 0x01, 0x3e, // invlpg [rsi]
+        0xff, 0xc9, // 2: dec ecx
+    ];
+    let back = 15i8 - (code.len() as i8 + 2);
+    code.extend([0x75, back as u8, 0xf4]); // jnz 1b; hlt
+    check("page tables", &code);
+    // Instead of read-only: not there.
+    let at = code.windows(3).position(|bytes| bytes == [0x80, 0x27, 0xfd]).unwrap();
+    code[at + 2] = 0xfe;
+    check("page tables", &code);
+}
+
+#[test]
+fn addresses_that_nobody_has_fault_as_they_should() {
+    for address in [0x8000_0000_0000u64, 0x7fff_ffff_fff8, u64::MAX - 7, 0x1234_5678_9abc_def0] {
+        let mut code = vec![0xb9, 2, 0, 0, 0, 0x48, 0xb8]; // mov ecx, 2; mov rax, address
+        code.extend(address.to_le_bytes());
+        code.extend([
+            0x48, 0x01, 0x53, 0x10, // add [rbx + 16], rdx
+            0xff, 0xc9, // dec ecx
+            0x75, 0xf8, // jnz
+            0x48, 0x01, 0x10, // add [rax], rdx
+            0xf4,
+        ]);
+        check("addresses", &code);
+        let near = code.len() - 4;
+        code.splice(near..near + 3, [0x48, 0x03, 0x50, 0x08, 0x48, 0x03, 0x50, 0x88]);
+        check("addresses", &code);
+    }
+}
