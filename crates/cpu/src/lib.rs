@@ -34,7 +34,7 @@ pub use exception::{Exception, Result, vector};
 pub use far::{FarPointer, syscall_segments, sysret_segments};
 pub use fpu::{SaveForm, Unit};
 pub use interrupt::Cause;
-pub use paging::{Access, PHYSICAL_BITS, Place};
+pub use paging::{Access, PHYSICAL_BITS, Place, SettledWalk};
 pub use registers::{FxArea, Registers, StatusFlags, flag, gpr};
 pub use saved::VcpuSaved;
 pub use stack::{Stack, stack_mask};

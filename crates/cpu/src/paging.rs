@@ -72,11 +72,20 @@ struct Walk {
     entry_size: u64,
     rights: u64,
     gpa: u64,
+    /// Bytes of the page.
+    size: u64,
 }
 
 impl Walk {
     fn new(entry_size: u64) -> Walk {
-        Walk { entries: [Default::default(); 4], depth: 0, entry_size, rights: W | U, gpa: 0 }
+        Walk {
+            entries: [Default::default(); 4],
+            depth: 0,
+            entry_size,
+            rights: W | U,
+            gpa: 0,
+            size: 0,
+        }
     }
 
     fn push(&mut self, at: RamOffset, entry: u64) {
@@ -84,6 +93,19 @@ impl Walk {
         self.depth += 1;
         self.rights = (self.rights & entry & (W | U)) | ((self.rights | entry) & NX);
     }
+}
+
+/// See [`Cpu::settled_walk`].
+#[derive(Clone, Copy, Debug)]
+pub struct SettledWalk {
+    /// The linear address.
+    pub gva: u64,
+    /// Where it leads.
+    pub gpa: Gpa,
+    /// Bytes of the page, a power of two; both addresses have the same offset in it.
+    pub size: u64,
+    /// Stores are allowed too, and the page is dirty.
+    pub write: bool,
 }
 
 /// Why a walk stopped: error-code bits that do not depend on the access.
@@ -124,6 +146,34 @@ impl Cpu<'_> {
         self.set_accessed_dirty(&walk, access);
         let others = self.others(&walk, side, user, access);
         Ok(self.cache(side, gva, Gpa(walk.gpa), access, others))
+    }
+
+    /// What a walk for loads at `gva` comes to, if it would change nothing: neither raise anything
+    /// nor set an accessed bit. Nothing is cached.
+    pub fn settled_walk(&mut self, side: u8, gva: u64) -> Option<SettledWalk> {
+        self.sync_tlb();
+        if self.vcpu.cr0 & cr::CR0_PG == 0 || !self.is_valid_linear(gva) {
+            return None;
+        }
+        let user = side == SIDE_USER;
+        let walk = self.walk(gva).ok()?;
+        let accessed = walk.entries[..walk.depth].iter().all(|(_, entry)| entry & A != 0);
+        if !accessed || !self.permits(&walk, side, user, Access::Read) {
+            return None;
+        }
+        let write = self.others(&walk, side, user, Access::Read).write;
+        Some(SettledWalk { gva, gpa: Gpa(walk.gpa), size: walk.size, write })
+    }
+
+    /// Where the page at `gpa`, that a settled walk leads to, is in RAM if it may be read there
+    /// without anybody noticing; whether it may be written too, where the walk allows that.
+    pub fn settled_page(&self, gpa: Gpa, write: bool) -> Option<(RamOffset, bool)> {
+        let at = self.ram.offset(gpa).filter(|_| !self.vcpu.lapic.claims(gpa))?;
+        if self.ram.notes_accesses(at.page()) {
+            return None;
+        }
+        let write = write && !self.ram.is_watched(at.page()) && self.ram.is_trapped(at.page());
+        Some((RamOffset(at.0 & !PAGE_MASK), write))
     }
 
     fn identity(&mut self, side: u8, gva: u64, access: Access) -> Place {
@@ -247,6 +297,7 @@ impl Cpu<'_> {
             table = entry & if shape.entry_size == 8 { ADDRESS } else { 0xffff_f000 };
             if leaf {
                 walk.gpa = leaf_address(shape, table, entry, shift, gva);
+                walk.size = 1 << shift;
                 return Ok(walk);
             }
         }

@@ -16,6 +16,7 @@ use crate::Access;
 
 use block::{Entry, index_of, place};
 use followed::Followed;
+pub use followed::Lost;
 pub(crate) use space::Reach;
 use space::Space;
 use writers::{Writers, Writing, bits};
@@ -211,13 +212,12 @@ impl Tlb {
         self.spaces.iter_mut().for_each(Space::end_following);
     }
 
-    /// Follows what is cached of the page at `gva` in the space in use: that it may be read, and
-    /// written if `write`.
-    pub fn follow(&mut self, gva: u64, write: bool) {
-        let space = &mut self.spaces[self.current];
-        if let Some(side) = space.followed().map(|followed| followed.side) {
-            let page = space.block.get(place(side, index_of(gva))).page;
-            space.followed().expect("just seen").add(gva & !PAGE_MASK, page, write);
+    /// Follows pages at `gva` in the space in use, that are RAM from `offset` on: that they may be
+    /// read, and written if `write`; as many as a large page has at most.
+    pub fn follow(&mut self, gva: u64, offset: u64, pages: u64, write: bool) {
+        let page = offset.wrapping_add(self.bias);
+        if let Some(followed) = self.spaces[self.current].followed() {
+            followed.add(gva & !PAGE_MASK, page, pages, write);
         }
     }
 
@@ -226,16 +226,18 @@ impl Tlb {
         self.spaces[self.current].following()?.find(gva & !PAGE_MASK)
     }
 
-    /// How many pages are followed in the space in use.
-    pub fn followed_count(&self) -> usize {
-        self.spaces[self.current].following().map_or(0, Followed::len)
+    /// The followed pages, in the space in use, whose walks may have changed; they are not followed
+    /// any more.
+    #[inline]
+    pub fn lost(&mut self) -> Option<&mut Vec<Lost>> {
+        self.spaces[self.current].followed().map(Followed::lost).filter(|lost| !lost.is_empty())
     }
 
-    /// The addresses of followed pages, in the space in use, whose walks may have changed; they are
-    /// not followed any more.
+    /// The same for pages that code was fetched from, all of which are followed.
     #[inline]
-    pub fn lost(&mut self) -> Option<&mut Vec<u64>> {
-        self.spaces[self.current].followed().map(Followed::lost).filter(|lost| !lost.is_empty())
+    pub fn lost_code(&mut self) -> Option<&mut Vec<u64>> {
+        let followed = self.spaces[self.current].followed();
+        followed.map(Followed::fetched_lost).filter(|lost| !lost.is_empty())
     }
 
     /// Counts up when something that was allowed may not be any more.

@@ -14,6 +14,7 @@ use types::PAGE_SIZE;
 
 use crate::assembler::{Assembler, Form, Op, condition};
 use crate::classify::{Class, Mode, Unit};
+use crate::control::Arrival;
 use crate::crossing::Gates;
 use crate::flags::Redo;
 use crate::group::{Group, Member};
@@ -48,6 +49,9 @@ pub(crate) enum Stub {
     Aside { jump: usize, target: u16, left: u8 },
     /// Goes over to the careful block at `offset`, giving back what this one took of the budget.
     Careful { jump: usize, offset: u16, unretired: u8, flags: Flags },
+    /// By an indirect branch that the table of linear addresses does not know; `next` is where the
+    /// instruction behind it is.
+    Arrive { jump: usize, arrival: Arrival, resume: u32, site: Site, next: u16 },
     /// Loads the registers of a unit by a trampoline and comes back.
     Load { jump: usize, back: usize, trampoline: u32 },
 }
@@ -90,7 +94,7 @@ pub(crate) struct Emitter<'a> {
     first_site: SiteId,
     sites: Vec<Site>,
     pub(crate) faults: Vec<FaultSite>,
-    stubs: Vec<Stub>,
+    pub(crate) stubs: Vec<Stub>,
     pub(crate) flags: Flags,
     /// Code that makes flags once more, and which of it makes those in RFLAGS.
     redos: Vec<Redo>,
@@ -558,6 +562,12 @@ impl<'a> Emitter<'a> {
                 let why = Why::Careful { patch: self.origin + jump as u32, stub: 0 };
                 let site = Site { why, offset, unretired: 0, in_string: false };
                 self.stubs.push(Stub::Leave { jump, site, flags: Flags::Saved });
+            }
+            Stub::Arrive { jump, arrival, resume, site, next } => {
+                self.code.bind(jump, here);
+                self.flags = Flags::Saved;
+                (self.offset, self.next, self.unretired) = (site.offset, next, site.unretired);
+                self.arrive_slowly(arrival, resume);
             }
             Stub::Load { jump, back, trampoline } => {
                 self.code.bind(jump, here);

@@ -24,6 +24,7 @@ use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::crossing::Gates;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
+use crate::linear::Linear;
 use crate::options::Options;
 use crate::plan::{self, NextPage, Source, Variant};
 use crate::recover;
@@ -134,6 +135,7 @@ pub(crate) struct Cache {
     workshop: Workshop,
     pages: BTreeMap<usize, Page>,
     tables: Vec<Option<Box<[BranchSlot]>>>,
+    pub(crate) linear: Linear,
     /// `Ram::code_writes` when the translations were last known right, and the RAM they are of.
     code_writes: u64,
     ram_base: u64,
@@ -172,6 +174,7 @@ impl Cache {
             },
             pages: BTreeMap::new(),
             tables: vec![None; Mode::COUNT],
+            linear: Linear::new(),
             code_writes: 0,
             ram_base: 0,
             marks: None,
@@ -208,6 +211,7 @@ impl Cache {
         self.epoch += 1;
         self.regions.clear();
         self.pages.clear();
+        self.linear.clear();
         for table in self.tables.iter_mut().flatten() {
             table.fill(FREE);
         }
@@ -301,6 +305,8 @@ impl Cache {
     /// account.
     pub(crate) fn set_breakpoints(&mut self, addresses: &[u64], statistics: &mut Statistics) {
         let old = std::mem::replace(&mut self.breakpoints, Breakpoints::at(addresses));
+        // It leads past the TLB, by which breakpoints are met.
+        self.linear.clear();
         self.drop_pages(old.pages().collect(), statistics);
     }
 
@@ -350,6 +356,9 @@ impl Cache {
             if slot.key == at && slot.target == target {
                 *slot = FREE;
             }
+        }
+        if mode.direct {
+            self.linear.forget_target(offset, target);
         }
     }
 
@@ -532,7 +541,8 @@ impl Cache {
     /// Bytes of code memory that translations in use take, and of what is known about them.
     pub(crate) fn bytes(&self) -> (usize, usize) {
         let tables = self.tables.iter().flatten().map(|table| size_of_val(&**table));
-        (self.regions.live(), self.regions.table_bytes() + tables.sum::<usize>())
+        let tables = tables.sum::<usize>() + self.linear.bytes();
+        (self.regions.live(), self.regions.table_bytes() + tables)
     }
 
     fn lead(&mut self, displacement_at: u32, target: u32) {

@@ -6,11 +6,11 @@ use types::PAGE_MASK;
 
 use crate::address::number;
 use crate::assembler::{Op, condition};
-use crate::block::{Emitted, Emitter, Unsupported};
-use crate::layout::{self, GUEST_RSP, HOME, Home, host};
+use crate::block::{Emitted, Emitter, Stub, Unsupported};
+use crate::layout::{self, Flags, GUEST_RSP, HOME, Home, host};
 use crate::plan::Planned;
 use crate::site::Why;
-use crate::trampoline::look_up_branch;
+use crate::trampoline::{find_linear, jump_by_slot, look_up_branch};
 
 /// How a branch to another page knows its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,16 @@ pub(crate) enum Kind {
     Direct,
     /// It was computed: the table of indirect branches is asked.
     Indirect,
+}
+
+/// What an indirect branch by the host's page tables does besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    Jump,
+    /// Moves the stack pointer.
+    Return(i32),
+    /// Pushes the return address.
+    Call,
 }
 
 /// The condition as encoded.
@@ -38,6 +48,12 @@ impl Emitter<'_> {
         match instruction.mnemonic() {
             Mnemonic::Jmp if direct => self.link(None, target),
             Mnemonic::Call if direct => self.call_direct(planned, target),
+            Mnemonic::Jmp if self.is_direct(8) => {
+                let resume = self.resume_place();
+                self.target_address(planned)?;
+                self.arrive_linear(Arrival::Jump, resume);
+                Ok(())
+            }
             Mnemonic::Jmp => {
                 self.target(planned)?;
                 self.arrive();
@@ -133,6 +149,7 @@ impl Emitter<'_> {
     pub(crate) fn jump_to(&mut self, kind: Kind) {
         if kind == Kind::Indirect {
             let miss = look_up_branch(&mut self.code);
+            jump_by_slot(&mut self.code);
             self.bind_outside(miss, self.workshop.trampolines.lookup);
             return;
         }
@@ -229,16 +246,62 @@ impl Emitter<'_> {
             }
             None => {
                 self.target_address(planned)?;
-                self.check_called();
-                self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
-                self.code.op_word(Op::Store, host::RSI, layout::NEXT_PAGE);
-                self.push_return_direct();
-                self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
-                self.code.op_word(Op::Store, host::RSI, layout::PAGE);
-                self.jump_to(Kind::Indirect);
+                self.arrive_linear(Arrival::Call, 0);
                 Ok(())
             }
         }
+    }
+
+    /// To the linear address in RDI, by the table of those.
+    fn arrive_linear(&mut self, arrival: Arrival, resume: u32) {
+        find_linear(&mut self.code);
+        self.code.op_memory(Op::Cmp, host::RDI, host::RSI, 0);
+        let jump = self.code.jump_if(condition::NOT_EQUAL);
+        assert!(self.flags == Flags::Saved);
+        let (site, next) = (self.site(Why::Goto), self.next);
+        self.stubs.push(Stub::Arrive { jump, arrival, resume, site, next });
+        match arrival {
+            Arrival::Jump => {}
+            Arrival::Return(by) => self.code.lea(GUEST_RSP, GUEST_RSP, by),
+            Arrival::Call => {
+                self.code.op_memory(Op::Load, host::RSI, host::RSI, 8);
+                self.code.op_word(Op::Store, host::RSI, layout::TARGET);
+                self.push_return_direct();
+            }
+        }
+        self.code.put(&[0x48, 0x81, 0xe7]); // and rdi, ~0xfff
+        self.code.put(&(!PAGE_MASK as u32).to_le_bytes());
+        self.code.op_word(Op::Store, host::RDI, layout::PAGE);
+        match arrival {
+            Arrival::Call => self.code.plain_word(&[0xff], 4, layout::TARGET), // jmp
+            _ => jump_by_slot(&mut self.code),
+        }
+    }
+
+    /// Where the table does not have it: by the TLB, and then it does.
+    pub(crate) fn arrive_slowly(&mut self, arrival: Arrival, resume: u32) {
+        self.code.op_word(Op::Store, host::RDI, layout::ARRIVED);
+        match arrival {
+            Arrival::Jump => self.check(Access::Exec, 1, resume),
+            Arrival::Return(by) => {
+                self.check(Access::Exec, 1, resume);
+                self.code.lea(GUEST_RSP, GUEST_RSP, by);
+            }
+            Arrival::Call => {
+                let jump = self.compare_tag(Access::Exec, 1);
+                self.careful_if(jump);
+            }
+        }
+        self.add_page();
+        self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
+        if arrival == Arrival::Call {
+            self.code.op_word(Op::Store, host::RSI, layout::NEXT_PAGE);
+            self.push_return_direct();
+            self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
+        }
+        self.code.op_word(Op::Store, host::RSI, layout::PAGE);
+        let jump = self.code.jump();
+        self.bind_outside(jump, self.workshop.trampolines.arrive);
     }
 
     fn call_direct(&mut self, planned: &Planned, target: i64) -> Emitted {
@@ -295,10 +358,11 @@ impl Emitter<'_> {
         if self.is_direct(8) {
             self.check_stack(planned, GUEST_RSP);
             self.direct_pop(host::RDI, GUEST_RSP);
-        } else {
-            let at = self.popped(planned, GUEST_RSP)?;
-            self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
+            self.arrive_linear(Arrival::Return(8 + dropped), resume);
+            return Ok(());
         }
+        let at = self.popped(planned, GUEST_RSP)?;
+        self.code.op_memory(Op::Load, host::RDI, host::RDI, at);
         self.check(Access::Exec, 1, resume);
         self.code.lea(GUEST_RSP, GUEST_RSP, 8 + dropped);
         self.arrive();

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::num::NonZeroU32;
 
+use cpu::tlb::Tlb;
 use cpu::{Access, Activity, Cpu, Engine, Exit, Registers, Shadow, Vcpu};
 use memory::RamOffset;
 use types::{PAGE_MASK, PAGE_SIZE};
@@ -164,6 +165,7 @@ impl Translator {
         if !leaving.is_undisturbed() || branches >= leaving.until {
             return Next::Boundary;
         }
+        self.shadow.come_back(leaving.cpu);
         leaving.mode = mode;
         leaving.words.set(layout::BUDGET, leaving.until - branches);
         leaving.words.set(layout::PAGE, rip & !PAGE_MASK);
@@ -276,7 +278,7 @@ impl Translator {
         leaving.refresh();
         let mut entry = entry;
         loop {
-            self.shadow.settle(&mut leaving.cpu.vcpu.tlb);
+            self.settle(&mut leaving.cpu.vcpu.tlb);
             self.set_tables(&leaving);
             self.statistics.entries += 1;
             self.turns += 1;
@@ -287,6 +289,15 @@ impl Translator {
             }
         }
         self.instructions += words.get(layout::INSTRUCTIONS);
+    }
+
+    /// What the TLB lost goes from what was made of it.
+    #[inline]
+    fn settle(&mut self, tlb: &mut Tlb) {
+        self.shadow.settle(tlb);
+        if let Some(lost) = tlb.lost_code() {
+            self.cache.linear.forget_pages(lost.drain(..));
+        }
     }
 
     /// Where branches of the code that is entered, and of what it may go on to, are looked up.
@@ -301,6 +312,12 @@ impl Translator {
             (layout::KERNEL_TABLE, kernel),
         ] {
             leaving.words.set(word, table);
+        }
+        for mode in [mode, mode.beyond(&self.shadow, leaving.space)] {
+            if mode.direct {
+                let table = self.cache.linear.table(mode, self.shadow.reign);
+                leaving.words.set(layout::LINEAR_TABLE, table);
+            }
         }
     }
 

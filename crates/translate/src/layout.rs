@@ -102,6 +102,10 @@ pub(crate) const GATE: i32 = word(39);
 /// Addresses of the tables of indirect branches for the code that SYSRET and SYSCALL go to.
 pub(crate) const USER_TABLE: i32 = word(40);
 pub(crate) const KERNEL_TABLE: i32 = word(41);
+/// Address of the table of indirect branches by linear address, and the target that is to be put in
+/// it.
+pub(crate) const LINEAR_TABLE: i32 = word(45);
+pub(crate) const ARRIVED: i32 = word(46);
 /// RAX, vector and address of a hardware exception, besides [`FAULT_RIP`] and [`FAULT_FLAGS`].
 pub(crate) const FAULT_RAX: i32 = word(42);
 pub(crate) const FAULT_VECTOR: i32 = word(43);

@@ -29,6 +29,7 @@ mod group;
 mod helper;
 mod layout;
 mod leaving;
+mod linear;
 mod mirror;
 mod options;
 mod plan;

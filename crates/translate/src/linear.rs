@@ -1,5 +1,5 @@
-//! The table of indirect branches by linear address, for the code that has the shadow: a hit needs no
-//! lookup in the TLB, because walks of pages with code in it are followed as data's are.
+//! The table of indirect branches by linear address, for the code that has the shadow: a hit needs
+//! no lookup in the TLB, because walks of pages with code in it are followed as data's are.
 
 use types::{PAGE_MASK, PAGE_SIZE};
 

@@ -1,11 +1,11 @@
 //! The host's page tables as shadow page tables: pages of one guest address space, mapped at the
 //! guest's own addresses, so that an access is one instruction and the host's MMU looks it up.
 //!
-//! A page comes into the shadow from the TLB, with the rights it has there, and whatever would take
-//! it or a right from the TLB is noted there ([`cpu::tlb::Tlb::lost`]) and takes it from the shadow
-//! before translated code goes on. So accessed and dirty bits, the write trap, code and page tables
-//! that are watched, devices and breakpoints are as with the TLB alone. A page that is not there
-//! faults, and comes into the shadow with its neighbours ([`ShadowMap::serve`]).
+//! A page comes into the shadow with the rights that it has in the TLB, or would have. Whatever
+//! would take it or a right from the TLB is noted there ([`cpu::tlb::Tlb::lost`]) and takes it from
+//! the shadow before translated code goes on. So accessed and dirty bits, the write trap, watched
+//! code and page tables, devices and breakpoints are as with the TLB alone. A page that is not
+//! there faults, and comes into the shadow with its neighbours ([`ShadowMap::serve`]).
 //!
 //! The addresses are this process's as well, so translated code goes only where this module has
 //! claimed everything ([`claims`]), which it checks before each access: a byte of the TLB's `PASS`
@@ -17,10 +17,10 @@ mod merit;
 
 use std::sync::{Condvar, Mutex};
 
-use cpu::tlb::{Tlb, layout};
-use cpu::{Access, Cpu, Place};
+use cpu::tlb::{Lost, Tlb, layout};
+use cpu::{Access, Cpu, Place, SettledWalk};
 use memory::Ram;
-use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use types::{Gpa, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::classify::Mode;
 use crate::options::{Options, Shadowing};
@@ -30,16 +30,18 @@ pub(crate) use claims::MARGIN;
 use host::Run;
 use merit::Merit;
 
-/// A fault brings in what the TLB has of so many pages, an aligned block of them.
+/// A fault brings in what can be brought in of so many pages, an aligned block of them.
 const AROUND: u64 = 16;
+/// All of a large page's, or of so much of a still larger one.
+const LARGE: u64 = 512;
 /// What bringing in pages costs about, in branches, and taking one out.
 const SERVE_COST: u64 = 1500;
 const LOSS_COST: u64 = 300;
 /// With more pages than this to be taken out at once, all are.
 const LOST_MAX: usize = 1024;
 
-/// Pages in the shadow at once; the host has a limit (vm.max_map_count, 65,530).
-const PAGES_MAX: usize = 16_000;
+/// Mappings made before all are taken out; the host has a limit (vm.max_map_count, 65,530).
+const RUNS_MAX: usize = 16_000;
 
 /// One process has one such view of its address space: whether it is taken.
 static TAKEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
@@ -68,8 +70,12 @@ pub(crate) struct ShadowMap {
     shadowing: Shadowing,
     merit: Merit,
     claims: Claims,
-    /// Something is in it.
-    used: bool,
+    /// Mappings made since it was empty.
+    runs: usize,
+    /// The page of an access that raised #PF: the guest will do it again.
+    raised: Option<u64>,
+    /// Counts up when walks are followed anew, and what was known of others is not any more.
+    pub(crate) reign: u64,
     /// This one is the process's.
     taken: bool,
 }
@@ -81,7 +87,9 @@ impl ShadowMap {
             shadowing: options.shadow,
             merit: Merit::new(options.shadow),
             claims: Claims::default(),
-            used: false,
+            runs: 0,
+            raised: None,
+            reign: 0,
             taken: false,
         }
     }
@@ -131,9 +139,16 @@ impl ShadowMap {
             cpu.vcpu.tlb.close_pass();
             self.claims = Claims::default();
         }
-        cpu.vcpu.tlb.begin_following(owner.side);
-        self.merit.begin();
         self.owner = Some(owner);
+        self.follow(&mut cpu.vcpu.tlb);
+        self.merit.begin();
+    }
+
+    fn follow(&mut self, tlb: &mut Tlb) {
+        if let Some(owner) = self.owner {
+            self.reign += 1;
+            tlb.begin_following(owner.side);
+        }
     }
 
     /// Makes the process's one shadow this one. Where all are to have it, waits until nobody else
@@ -157,7 +172,7 @@ impl ShadowMap {
     }
 
     fn clear(&mut self) {
-        if std::mem::take(&mut self.used) {
+        if std::mem::take(&mut self.runs) != 0 {
             self.claims.clear();
         }
     }
@@ -187,9 +202,12 @@ impl ShadowMap {
         if lost.len() > LOST_MAX {
             self.empty(tlb);
         } else {
-            lost.sort_unstable();
-            let runs = lost.chunk_by(|a, b| a + PAGE_SIZE == *b);
-            runs.for_each(|run| host::empty(run[0], run.len() as u64 * PAGE_SIZE));
+            lost.sort_unstable_by_key(|run| run.gva);
+            let follows = |a: &Lost, b: &Lost| a.gva + a.pages * PAGE_SIZE == b.gva;
+            for runs in lost.chunk_by(follows) {
+                let pages: u64 = runs.iter().map(|run| run.pages).sum();
+                host::empty(runs[0].gva, pages * PAGE_SIZE);
+            }
         }
         self.spend(tlb, cost);
     }
@@ -197,9 +215,7 @@ impl ShadowMap {
     /// Takes everything out; the owner stays.
     fn empty(&mut self, tlb: &mut Tlb) {
         self.clear();
-        if let Some(owner) = self.owner {
-            tlb.begin_following(owner.side);
-        }
+        self.follow(tlb);
     }
 
     /// Translated code faulted at an address: brings in what that is of.
@@ -234,7 +250,10 @@ impl ShadowMap {
             match cpu.translate(owner.side, page, access) {
                 Ok(Place::Ram(_)) => self.settle(&mut cpu.vcpu.tlb),
                 Ok(Place::Device(_)) => return Served::Not,
-                Err(_) => return Served::Raises,
+                Err(_) => {
+                    self.raised = Some(page);
+                    return Served::Raises;
+                }
             }
         }
         let cached = cpu.vcpu.tlb.lookup(owner.side, page, access).is_some()
@@ -245,15 +264,36 @@ impl ShadowMap {
         if self.map_around(cpu, owner, page) { Served::Whole } else { Served::Not }
     }
 
-    /// Maps what the TLB has of the pages around one. False if the host refuses.
+    /// The guest's kernel went back to user code: brings in the page that it provided, if it did,
+    /// before user code faults for it once more.
+    pub(crate) fn come_back(&mut self, cpu: &mut Cpu<'_>) {
+        let Some(page) = self.raised.take() else { return };
+        let Some(owner) = self.owner else { return };
+        if cpu.vcpu.tlb.space() != owner.space || cpu.vcpu.mode.side != owner.side {
+            return;
+        }
+        self.settle(&mut cpu.vcpu.tlb);
+        if self.owner.is_some() && self.map_around(cpu, owner, page) {
+            self.spend(&mut cpu.vcpu.tlb, LOSS_COST);
+        }
+    }
+
+    /// Maps what the guest's page tables lead to around a page: all of a large page, or some small
+    /// ones. False if the host refuses, or they do not lead there without being changed.
     fn map_around(&mut self, cpu: &mut Cpu<'_>, owner: Owner, page: u64) -> bool {
-        if cpu.vcpu.tlb.followed_count() > PAGES_MAX {
+        let Some(walk) = cpu.settled_walk(owner.side, page) else { return false };
+        if self.runs > RUNS_MAX {
             self.empty(&mut cpu.vcpu.tlb);
         }
-        let first = page & !(AROUND * PAGE_SIZE - 1);
+        let pages = if walk.size > PAGE_SIZE { LARGE } else { AROUND };
+        let first = page & !(pages * PAGE_SIZE - 1);
+        let mut walk = Some(walk);
         let mut run: Option<Run> = None;
-        for at in (first..first + AROUND * PAGE_SIZE).step_by(PAGE_SIZE as usize) {
-            let next = self.missing(&cpu.vcpu.tlb, owner.side, at);
+        for at in (first..first + pages * PAGE_SIZE).step_by(PAGE_SIZE as usize) {
+            if walk.is_none_or(|walk| (walk.gva ^ at) & !(walk.size - 1) != 0) {
+                walk = cpu.settled_walk(owner.side, at);
+            }
+            let next = walk.and_then(|walk| self.missing(cpu, walk, at));
             let joined = run.zip(next).and_then(|(run, next)| run.joined(next));
             if let (None, Some(done)) = (joined, run)
                 && !self.map(cpu.ram, &mut cpu.vcpu.tlb, done)
@@ -265,13 +305,15 @@ impl ShadowMap {
         run.is_none_or(|run| self.map(cpu.ram, &mut cpu.vcpu.tlb, run))
     }
 
-    /// The page at `at` if the TLB has it and the shadow does not, or with fewer rights.
-    fn missing(&self, tlb: &Tlb, side: u8, at: u64) -> Option<Run> {
-        let offset = tlb.lookup_read(side, at)?;
-        let write = tlb.lookup_write(side, at).is_some();
-        let there = tlb.followed(at).is_some_and(|may_write| may_write || !write);
+    /// The page at `at`, which the walk leads to, if the shadow does not have it, or with fewer
+    /// rights.
+    fn missing(&self, cpu: &Cpu<'_>, walk: SettledWalk, at: u64) -> Option<Run> {
+        let gpa = Gpa((walk.gpa.0 & !(walk.size - 1)) | (at & (walk.size - 1)));
+        let (offset, write) = cpu.settled_page(gpa, walk.write)?;
+        let followed = cpu.vcpu.tlb.followed(at);
+        let there = followed.is_some_and(|may_write| may_write || !write);
         let missing = !there && self.claims.has(at);
-        missing.then_some(Run { start: at, pages: 1, offset, write })
+        missing.then_some(Run { start: at, pages: 1, offset: offset.0, write })
     }
 
     fn map(&mut self, ram: &Ram, tlb: &mut Tlb, run: Run) -> bool {
@@ -279,10 +321,8 @@ impl ShadowMap {
         if !host::map(fd, run) {
             return false;
         }
-        self.used = true;
-        for number in 0..run.pages {
-            tlb.follow(run.start + number * PAGE_SIZE, run.write);
-        }
+        self.runs += 1;
+        tlb.follow(run.start, run.offset, run.pages, run.write);
         true
     }
 }

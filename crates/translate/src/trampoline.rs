@@ -7,6 +7,7 @@ use cpu::{Registers, gpr};
 
 use crate::assembler::{Assembler, Op, condition};
 use crate::layout::{self, BRANCH_SLOTS, HOME, Home, host};
+use crate::linear::{SLOT_MASK, SLOT_SHIFT};
 use crate::site::{SITE_FAULT, SITE_LOOKUP};
 use crate::x87;
 
@@ -29,6 +30,8 @@ pub(crate) struct Trampolines {
     pub(crate) lookup: u32,
     /// Jumps to the translation of the code at the host address in RDI.
     pub(crate) branch: u32,
+    /// The same, and notes what it finds for the linear address in ARRIVED.
+    pub(crate) arrive: u32,
     /// Called: loads vector registers and MXCSR.
     pub(crate) vectors: u32,
     /// Called: loads x87 state.
@@ -164,21 +167,46 @@ fn leave(code: &mut Assembler, number: u32, exit: usize) {
     code.bind(at, exit);
 }
 
-/// To the translation of the code at the host address in RDI, by the table of indirect branches;
-/// where the displacement of the jump for a miss is. The same hash as [`layout::branch_slot`].
+/// The slot of the code at the host address in RDI in the table of indirect branches to RSI; where
+/// the displacement of the jump for a miss is. The same hash as [`layout::branch_slot`].
 pub(crate) fn look_up_branch(code: &mut Assembler) -> usize {
     code.put(&[0x89, 0xfe, 0xc1, 0xee, 13, 0x31, 0xfe, 0x81, 0xe6]); // esi = edi ^ edi >> 13, and
     code.put(&(BRANCH_SLOTS as u32 - 1).to_le_bytes());
     code.put(&[0xc1, 0xe6, 4]); // shl esi, 4
     code.op_word(Op::Add, host::RSI, layout::BRANCH_TABLE);
     code.op_memory(Op::Cmp, host::RDI, host::RSI, 0);
-    let miss = code.jump_if(condition::NOT_EQUAL);
-    code.put(&[0xff, 0x66, 0x08]); // jmp [rsi + 8]
-    miss
+    code.jump_if(condition::NOT_EQUAL)
+}
+
+/// `jmp [rsi + 8]`: to what the slot at RSI leads to.
+pub(crate) fn jump_by_slot(code: &mut Assembler) {
+    code.put(&[0xff, 0x66, 0x08]);
+}
+
+/// The slot for the linear address in RDI to RSI; the host has RORX.
+pub(crate) fn find_linear(code: &mut Assembler) {
+    code.put(&[0xc4, 0xe3, 0x7b, 0xf0, 0xf7, 32 - SLOT_SHIFT as u8]); // rorx esi, edi, ..
+    code.put(&[0x81, 0xe6]); // and esi, ..
+    code.put(&SLOT_MASK.to_le_bytes());
+    code.op_word(Op::Add, host::RSI, layout::LINEAR_TABLE);
+}
+
+fn arrive(code: &mut Assembler, lookup: usize) {
+    let miss = look_up_branch(code);
+    code.bind(miss, lookup);
+    code.op_memory(Op::Load, host::RDI, host::RSI, 8);
+    code.op_word(Op::Store, host::RDI, layout::TARGET);
+    code.op_word(Op::Load, host::RDI, layout::ARRIVED);
+    find_linear(code);
+    code.op_memory(Op::Store, host::RDI, host::RSI, 0);
+    code.op_word(Op::Load, host::RDI, layout::TARGET);
+    code.op_memory(Op::Store, host::RDI, host::RSI, 8);
+    code.put(&[0xff, 0xe7]); // jmp rdi
 }
 
 fn branch(code: &mut Assembler, lookup: usize) {
     let miss = look_up_branch(code);
+    jump_by_slot(code);
     code.bind(miss, lookup);
 }
 
@@ -214,5 +242,7 @@ pub(crate) fn generate(x87_area: &x87::Area) -> (Vec<u8>, Trampolines) {
     leave(&mut code, SITE_LOOKUP, at.exit as usize);
     at.branch = code.here() as u32;
     branch(&mut code, at.lookup as usize);
+    at.arrive = code.here() as u32;
+    arrive(&mut code, at.lookup as usize);
     (code.bytes, at)
 }

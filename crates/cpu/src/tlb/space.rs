@@ -70,7 +70,14 @@ impl Space {
     }
 
     pub(super) fn follow(&mut self, side: u8) {
-        self.followed = Some(Followed::of(side));
+        let mut followed = Followed::of(side);
+        for &(_, index) in self.filled.iter().filter(|(of, _)| *of == side) {
+            let entry = self.block.get(place(side, usize::from(index)));
+            if entry.exec != never(usize::from(index)) {
+                followed.fetch(entry.exec, entry.page);
+            }
+        }
+        self.followed = Some(followed);
     }
 
     pub(super) fn end_following(&mut self) {
@@ -97,6 +104,9 @@ impl Space {
         }
         if let Some(followed) = self.followed.as_mut().filter(|followed| followed.side == side) {
             followed.meet(tag, page);
+            if allowed.exec {
+                followed.fetch(tag, page);
+            }
         }
         let (never, same) = (never(index), entry.page == page);
         let keep = |old: u64| if old == tag && same { tag } else { never };

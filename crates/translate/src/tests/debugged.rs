@@ -4,7 +4,7 @@ use cpu::{Cpu, EmptyBus, Engine, Exit, gpr};
 use interp::Interp;
 use memory::Visited;
 
-use super::{ALIAS, CODE, Guest, guest, settings};
+use super::{ALIAS, CODE, Guest, settings, shadowed_guest};
 use crate::{Options, Translator};
 
 /// Offset in the code of a function on a page of its own.
@@ -47,7 +47,7 @@ fn calls() -> Vec<u8> {
 /// Where the guest stops, and RAX at its end. Half of the breakpoints are set once the code is
 /// translated.
 fn stops(mut engine: Box<dyn Engine>, code: &[u8], breakpoints: &[u64]) -> Vec<(u64, u64, u64)> {
-    let Guest { mut vcpu, mut ram } = guest(code);
+    let Guest { mut vcpu, mut ram } = shadowed_guest(code);
     let mut stops = Vec::new();
     let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
     cpu.sync_tlb();
@@ -101,7 +101,7 @@ fn breakpoints_are_met_at_their_address_alone() {
 
 /// Marks of the code's first two pages, and of the second's at its other address.
 fn visited(mut engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<Visited> {
-    let Guest { mut vcpu, mut ram } = guest(code);
+    let Guest { mut vcpu, mut ram } = shadowed_guest(code);
     ram.mark_visits().unwrap();
     loop {
         let until = vcpu.branches + stride;
@@ -131,7 +131,7 @@ fn what_is_executed_is_marked_and_little_else() {
 
 #[test]
 fn marks_are_made_by_translations_made_before_they_were_taken() {
-    let Guest { mut vcpu, mut ram } = guest(&calls());
+    let Guest { mut vcpu, mut ram } = shadowed_guest(&calls());
     let mut engine = translator(Options::default());
     for marks in [false, true, true] {
         if marks {

@@ -83,12 +83,16 @@ fn trace(engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64
     trace_guest(engine, guest(code), stride)
 }
 
-/// The same without SMAP: then code that is all at CPL 0 can have the shadow.
-fn trace_shadowed(engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64>, u128)> {
+/// The same guest without SMAP: then code that is all at CPL 0 can have the shadow.
+fn shadowed_guest(code: &[u8]) -> Guest {
     let mut guest = guest(code);
     guest.vcpu.cr4 &= !cr::CR4_SMAP;
     guest.vcpu.rederive();
-    trace_guest(engine, guest, stride)
+    guest
+}
+
+fn trace_shadowed(engine: Box<dyn Engine>, code: &[u8], stride: u64) -> Vec<(u64, Vec<u64>, u128)> {
+    trace_guest(engine, shadowed_guest(code), stride)
 }
 
 fn trace_guest(

@@ -25,9 +25,7 @@ const WORK: &[u8] = &[
 fn pages_come_into_the_shadow_once() {
     let options = Options { shadow: Shadowing::Always, ..Options::default() };
     let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
-    let Guest { mut vcpu, mut ram } = guest(WORK);
-    vcpu.cr4 &= !cr::CR4_SMAP;
-    vcpu.rederive();
+    let Guest { mut vcpu, mut ram } = shadowed_guest(WORK);
     loop {
         let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
         if engine.run(&mut cpu, u64::MAX) == Exit::Halted {
