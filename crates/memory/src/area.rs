@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use types::PAGE_SIZE;
 
 /// Where areas are put if there is room: far from where a process has its programs, libraries and
-/// stacks, and a guest's processes theirs.
-const HINT: usize = 0x2000_0000_0000;
+/// stacks, and a guest's processes theirs; at no address that tests think of.
+const HINT: usize = 0x3a6d_9000_0000;
 /// How far apart, and how many there are before they are put where others were.
 const HINT_STEP: usize = 1 << 32;
 const HINTS: usize = 1 << 12;
