@@ -89,6 +89,8 @@ pub struct Tlb {
     /// How often another one was put to use.
     turns: u64,
     writers: Writers,
+    /// What who follows walks calls this; 0 if nobody does.
+    following: u64,
     bias: u64,
     changes: u64,
     /// `Ram::table_writes` when the entries were last known right.
@@ -109,6 +111,7 @@ impl Tlb {
             current: 0,
             turns: 0,
             writers: Writers::default(),
+            following: 0,
             bias: 0,
             changes: 0,
             table_writes: 0,
@@ -202,14 +205,23 @@ impl Tlb {
 
     /// From now on it is noted which walks of this side and the address space in use may have
     /// changed, among those that [`Tlb::follow`] names; of no other space or side any more.
-    pub fn begin_following(&mut self, side: u8) {
+    /// [`Tlb::following`] tells this from other times, and this TLB from others.
+    pub fn begin_following(&mut self, side: u8, number: u64) {
         self.end_following();
         self.spaces[self.current].follow(side);
+        self.following = number;
+    }
+
+    /// The number of the present following; 0 if there is none.
+    #[inline]
+    pub fn following(&self) -> u64 {
+        self.following
     }
 
     /// Nothing is noted any more.
     pub fn end_following(&mut self) {
         self.spaces.iter_mut().for_each(Space::end_following);
+        self.following = 0;
     }
 
     /// Follows pages at `gva` in the space in use, that are RAM from `offset` on: that they may be

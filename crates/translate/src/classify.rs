@@ -1,6 +1,7 @@
 //! What the translator does with a guest instruction, and what the instruction does to flags.
 
 use cpu::cpuid::Model;
+use cpu::tlb::Tlb;
 use cpu::{Vcpu, cr, tlb};
 use iced_x86::{
     Code, CodeSize, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, RflagsBits,
@@ -47,9 +48,9 @@ impl Mode {
     pub(crate) const COUNT: usize = 512;
 
     /// That of the code that SYSCALL or SYSRET goes to, if IA32_FMASK clears AC.
-    pub(crate) fn beyond(self, shadow: &ShadowMap, space: usize) -> Mode {
+    pub(crate) fn beyond(self, shadow: &ShadowMap, tlb: &Tlb) -> Mode {
         let (kernel, side) = (!self.kernel, self.side_beyond());
-        Mode { kernel, side, direct: shadow.is_of(space, side), ..self }
+        Mode { kernel, side, direct: shadow.is_of(tlb, side), ..self }
     }
 
     /// The side of the TLB of that code.
@@ -80,7 +81,7 @@ impl Mode {
             x87: on,
             smap: vcpu.cr4 & cr::CR4_SMAP != 0,
             v3: vcpu.model == Model::V3,
-            direct: shadow.is_of(vcpu.tlb.space(), mode.side),
+            direct: shadow.is_of(&vcpu.tlb, mode.side),
         })
     }
 }

@@ -303,8 +303,8 @@ impl Translator {
     /// Where branches of the code that is entered, and of what it may go on to, are looked up.
     fn set_tables(&mut self, leaving: &Leaving<'_, '_>) {
         let mode = leaving.mode;
-        let (here, beyond) =
-            (self.cache.table(mode), self.cache.table(mode.beyond(&self.shadow, leaving.space)));
+        let other = mode.beyond(&self.shadow, &leaving.cpu.vcpu.tlb);
+        let (here, beyond) = (self.cache.table(mode), self.cache.table(other));
         let (user, kernel) = if mode.kernel { (beyond, here) } else { (here, beyond) };
         for (word, table) in [
             (layout::BRANCH_TABLE, here),
@@ -313,7 +313,7 @@ impl Translator {
         ] {
             leaving.words.set(word, table);
         }
-        for mode in [mode, mode.beyond(&self.shadow, leaving.space)] {
+        for mode in [mode, other] {
             if mode.direct {
                 let table = self.cache.linear.table(mode, self.shadow.reign);
                 leaving.words.set(layout::LINEAR_TABLE, table);
@@ -325,7 +325,7 @@ impl Translator {
         // CLAC and STAC, SYSCALL and SYSRET change it.
         let vcpu = &*leaving.cpu.vcpu;
         (leaving.mode.side, leaving.mode.kernel) = (vcpu.mode.side, vcpu.cpl == 0);
-        leaving.mode.direct = self.shadow.is_of(leaving.space, vcpu.mode.side);
+        leaving.mode.direct = self.shadow.is_of(&vcpu.tlb, vcpu.mode.side);
         let id = leaving.words.get(layout::EXIT_SITE) as SiteId;
         match id {
             SITE_LOOKUP => {

@@ -66,7 +66,7 @@ impl Translator {
             return Next::Boundary;
         }
         if !leaving.cpu.vcpu.attention
-            && self.shadow.is_of(leaving.space, leaving.mode.side)
+            && self.shadow.is_of(&leaving.cpu.vcpu.tlb, leaving.mode.side)
             && let Some((_, entry)) = self.careful(leaving, rip)
         {
             leaving.words.set(layout::BUDGET, leaving.until - leaving.cpu.vcpu.branches);

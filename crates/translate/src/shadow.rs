@@ -15,6 +15,7 @@ mod claims;
 mod host;
 mod merit;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use cpu::tlb::{Lost, Tlb, layout};
@@ -42,6 +43,9 @@ const LOST_MAX: usize = 1024;
 
 /// Mappings made before all are taken out; the host has a limit (vm.max_map_count, 65,530).
 const RUNS_MAX: usize = 16_000;
+
+/// How often walks were followed anew.
+static REIGNS: AtomicU64 = AtomicU64::new(0);
 
 /// One process has one such view of its address space: whether it is taken.
 static TAKEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
@@ -74,7 +78,8 @@ pub(crate) struct ShadowMap {
     runs: usize,
     /// The page of an access that raised #PF: the guest will do it again.
     raised: Option<u64>,
-    /// Counts up when walks are followed anew, and what was known of others is not any more.
+    /// Another one each time that walks are followed anew: what was known of others is not any
+    /// more.
     pub(crate) reign: u64,
     /// This one is the process's.
     taken: bool,
@@ -94,10 +99,11 @@ impl ShadowMap {
         }
     }
 
-    /// Whether code that accesses `side` in address space `space` uses the shadow.
+    /// Whether code that accesses `side` in the address space in use has the shadow. A TLB that
+    /// another one took the place of, as when the machine was reset, has lost it.
     #[inline]
-    pub(crate) fn is_of(&self, space: usize, side: u8) -> bool {
-        self.owner == Some(Owner { space, side })
+    pub(crate) fn is_of(&self, tlb: &Tlb, side: u8) -> bool {
+        self.owner == Some(Owner { space: tlb.space(), side }) && tlb.following() == self.reign
     }
 
     /// Code of `mode` did so many branches; it may get the shadow.
@@ -112,7 +118,9 @@ impl ShadowMap {
             return;
         }
         let space = cpu.vcpu.tlb.space();
-        let shadowed = self.owner.filter(|owner| owner.side == mode.side).map(|owner| owner.space);
+        let followed = cpu.vcpu.tlb.following() == self.reign;
+        let owner = self.owner.filter(|owner| followed && owner.side == mode.side);
+        let shadowed = owner.map(|owner| owner.space);
         if self.merit.note_work(space, branches, shadowed) {
             self.begin(cpu, Owner { space, side: mode.side });
         }
@@ -146,8 +154,8 @@ impl ShadowMap {
 
     fn follow(&mut self, tlb: &mut Tlb) {
         if let Some(owner) = self.owner {
-            self.reign += 1;
-            tlb.begin_following(owner.side);
+            self.reign = REIGNS.fetch_add(1, Ordering::Relaxed) + 1;
+            tlb.begin_following(owner.side, self.reign);
         }
     }
 
@@ -189,7 +197,7 @@ impl ShadowMap {
     #[inline]
     pub(crate) fn settle(&mut self, tlb: &mut Tlb) {
         let Some(owner) = self.owner else { return };
-        if tlb.space() == owner.space && tlb.lost().is_some() {
+        if self.is_of(tlb, owner.side) && tlb.lost().is_some() {
             self.take_out(tlb);
         }
     }
@@ -220,10 +228,9 @@ impl ShadowMap {
 
     /// Translated code faulted at an address: brings in what that is of.
     pub(crate) fn serve(&mut self, cpu: &mut Cpu<'_>, address: u64, faults: Faults) -> Served {
-        let Some(owner) = self.owner else { return Served::Not };
-        if cpu.vcpu.tlb.space() != owner.space {
+        let Some(owner) = self.owner.filter(|owner| self.is_of(&cpu.vcpu.tlb, owner.side)) else {
             return Served::Not;
-        }
+        };
         let pass = cpu.vcpu.tlb.block() as u64 + layout::PASS as u64;
         let served = match (faults, address.checked_sub(pass)) {
             (Faults::Check, Some(at)) if at < layout::PASS_SIZE as u64 => {
@@ -269,7 +276,7 @@ impl ShadowMap {
     pub(crate) fn come_back(&mut self, cpu: &mut Cpu<'_>) {
         let Some(page) = self.raised.take() else { return };
         let Some(owner) = self.owner else { return };
-        if cpu.vcpu.tlb.space() != owner.space || cpu.vcpu.mode.side != owner.side {
+        if !self.is_of(&cpu.vcpu.tlb, cpu.vcpu.mode.side) {
             return;
         }
         self.settle(&mut cpu.vcpu.tlb);

@@ -90,3 +90,21 @@ fn addresses_that_nobody_has_fault_as_they_should() {
         check("addresses", &code);
     }
 }
+
+/// As after a reset: the vCPU and its TLB are new, and so is RAM, the engine is not.
+#[test]
+fn machines_that_begin_anew_begin_without_a_shadow() {
+    let run = |engine: &mut dyn Engine| {
+        let Guest { mut vcpu, mut ram } = shadowed_guest(WORK);
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+        cpu.sync_tlb();
+        while engine.run(&mut cpu, u64::MAX) != Exit::Halted {}
+        (vcpu.regs.gpr, ram.hash())
+    };
+    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+    let expected = run(&mut Interp::new().unwrap());
+    for _ in 0..3 {
+        assert_eq!(run(&mut engine), expected);
+    }
+}
