@@ -198,6 +198,11 @@ impl Tlb {
         self.spaces[self.current].block.open_pass(page)
     }
 
+    /// Whether the host gave [`layout::PASS`] its address space, in the space in use.
+    pub fn has_pass(&self) -> bool {
+        self.spaces[self.current].block.has_pass()
+    }
+
     /// Nothing of [`layout::PASS`] can be read any more, in any space.
     pub fn close_pass(&mut self) {
         self.spaces.iter_mut().for_each(|space| space.block.close_pass());

@@ -139,7 +139,7 @@ impl ShadowMap {
     /// Gives the shadow to another owner, with nothing in it yet.
     #[cold]
     fn begin(&mut self, cpu: &mut Cpu<'_>, owner: Owner) {
-        if cpu.ram.fd().is_none() || !self.take() {
+        if cpu.ram.fd().is_none() || !cpu.vcpu.tlb.has_pass() || !self.take() {
             return;
         }
         self.clear();

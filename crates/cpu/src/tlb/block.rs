@@ -88,6 +88,11 @@ impl Block {
         page < PASS_SIZE / PAGE_SIZE as usize && self.0.open(page)
     }
 
+    /// See [`super::Tlb::has_pass`].
+    pub(super) fn has_pass(&self) -> bool {
+        self.0.has_closed()
+    }
+
     /// See [`super::Tlb::close_pass`].
     pub(super) fn close_pass(&mut self) {
         self.0.close();
