@@ -41,15 +41,24 @@ fn reserve(size: usize) -> Option<NonNull<u64>> {
     if got == libc::MAP_FAILED { None } else { NonNull::new(got.cast()) }
 }
 
+/// Whether the process may have only so much address space (RLIMIT_AS), which is for its memory.
+fn is_limited() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the structure it is given.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) } == 0;
+    known && limit.rlim_cur != libc::RLIM_INFINITY
+}
+
 impl Area {
     /// `words` words of zeroes, and behind them, from the next page on, `closed` bytes of address
-    /// space; none if the host does not give that much.
+    /// space; none if the host does not give that much, or limits it.
     ///
     /// # Panics
     /// If there is not even memory for the words.
     pub fn new(words: usize, closed: usize) -> Area {
         let open = (words * size_of::<u64>()).next_multiple_of(PAGE_SIZE as usize);
-        let (base, closed) = match reserve(open + closed) {
+        let reserved = if is_limited() { None } else { reserve(open + closed) };
+        let (base, closed) = match reserved {
             Some(base) => (base, closed),
             None => (reserve(open).expect("memory for a TLB"), 0),
         };
