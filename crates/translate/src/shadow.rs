@@ -87,10 +87,13 @@ pub(crate) struct ShadowMap {
 
 impl ShadowMap {
     pub(crate) fn new(options: Options) -> ShadowMap {
+        // The check of an address is made of its instructions.
+        let able = std::arch::is_x86_feature_detected!("bmi2");
+        let shadowing = if able { options.shadow } else { Shadowing::Never };
         ShadowMap {
             owner: None,
-            shadowing: options.shadow,
-            merit: Merit::new(options.shadow),
+            shadowing,
+            merit: Merit::new(shadowing),
             claims: Claims::default(),
             runs: 0,
             raised: None,
