@@ -197,9 +197,8 @@ impl Emitter<'_> {
         }
         let memory = guest.op_kinds().any(|kind| kind == OpKind::Memory);
         let access = if memory { Some(memory_access(planned)?) } else { None };
-        // Whether an x87 store with an unmasked exception faults is up to the processor.
-        let surely = unit != Unit::X87 || access == Some(Access::Read);
-        let direct = memory && surely && self.is_direct(guest.memory_size().size());
+        let may_go = direct::may_go(unit, access == Some(Access::Write));
+        let direct = memory && may_go && self.is_direct(guest.memory_size().size());
         let operand = match direct {
             true => Some(self.direct_operand(planned, names_high_byte(guest))?),
             false => None,

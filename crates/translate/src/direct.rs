@@ -15,6 +15,7 @@ use iced_x86::{Instruction, Register};
 use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
+use crate::classify::Unit;
 use crate::group::BESIDE_MAX;
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
 use crate::plan::Planned;
@@ -30,6 +31,12 @@ pub(crate) struct Operand {
     pub(crate) base: u8,
     pub(crate) index: Option<(u8, u8)>,
     pub(crate) displacement: i32,
+}
+
+/// Whether an access of an instruction of the unit may go by the host's page tables. Whether an x87
+/// store with an unmasked exception faults for its address is up to the processor.
+pub(crate) fn may_go(unit: Unit, write: bool) -> bool {
+    unit != Unit::X87 || !write
 }
 
 /// A general register that is kept in a host register.

@@ -5,6 +5,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::address::number;
 use crate::classify::Class;
+use crate::direct;
 use crate::effects::is_read;
 use crate::flags;
 use crate::plan::Planned;
@@ -218,6 +219,13 @@ impl Grouping {
             },
             _ => false,
         };
+        // What looks in the TLB checks nothing for others.
+        if let Class::Compute { unit } = planned.class
+            && self.checked.is_some()
+            && !direct::may_go(unit, write)
+        {
+            return;
+        }
         let displacement = instruction.memory_displacement64() as i64;
         let (base, register) = match instruction.memory_base() {
             Register::RIP => (Value { id: PAGE, offset: 0 }, None),

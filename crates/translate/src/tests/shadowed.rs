@@ -108,3 +108,27 @@ fn machines_that_begin_anew_begin_without_a_shadow() {
         assert_eq!(run(&mut engine), expected);
     }
 }
+
+/// An access that goes by the TLB is no check for those near it.
+#[test]
+fn x87_stores_check_no_address_for_others() {
+    let code = [
+        0xb9, 20, 0, 0, 0, // mov ecx, 20
+        0xd9, 0xe8, // 1: fld1
+        0xdd, 0x1b, // fstp qword [rbx]
+        0x48, 0x03, 0x43, 0x08, // add rax, [rbx + 8]
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf4, // jnz 1b
+        0xf4, // hlt
+    ];
+    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+    let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
+    let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+    while engine.run(&mut cpu, u64::MAX) != Exit::Halted {}
+    let counters = engine.counters();
+    let served = counters.iter().find(|(name, _)| name == "faults served by the shadow");
+    assert!(served.unwrap().1 >= 2, "the chunk is claimed by the load's check: {counters:?}");
+    drop(engine);
+    check("x87 stores", &code);
+}
