@@ -38,7 +38,7 @@ const LARGE: u64 = 512;
 /// What bringing in pages costs about, in branches, and taking one out.
 const SERVE_COST: u64 = 1500;
 const LOSS_COST: u64 = 300;
-/// With more pages than this to be taken out at once, all are.
+/// With more runs of pages than this to be taken out at once, all are.
 const LOST_MAX: usize = 1024;
 
 /// Mappings made before all are taken out; the host has a limit (vm.max_map_count, 65,530).
