@@ -13,7 +13,7 @@ const MODULES: &str = "test_json test_struct test_math test_heapq test_collectio
     test_re test_itertools test_functools test_random test_statistics test_datetime test_hashlib \
     test_decimal test_fractions test_cmath test_bisect test_array test_base64 test_binascii \
     test_csv test_string test_textwrap test_unicodedata test_pickle test_copy test_gzip test_bz2 \
-    test_lzma test_sqlite3 test_ctypes test_mmap test_threading test_subprocess test_zipfile \
+    test_lzma test_configparser test_ctypes test_mmap test_threading test_subprocess test_zipfile \
     test_xml_etree";
 
 fn job(name: &'static str, script: &str, settings: String, files: &[(&str, &[u8])]) -> String {

@@ -11,21 +11,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
-use cpu::{Access, Cpu, Vcpu};
+use cpu::{Cpu, Vcpu};
 use iced_x86::{Encoder, InstructionInfoFactory};
 use memory::{Ram, RamOffset, VISIT_SIZE};
 use native::signal::Watch;
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::block::{self, BLOCK_BYTES_MAX, Block, Paper, Place, SAVED_ENTRY, Workshop};
+use crate::block::{self, BLOCK_BYTES_MAX, Block, Paper, Place, Workshop};
 use crate::breakpoints::Breakpoints;
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::crossing::Gates;
+use crate::fetch::{fetch_place, mark_code};
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::linear::Linear;
-use crate::options::Options;
+use crate::options::{Options, Shadowing};
 use crate::plan::{self, NextPage, Source, Variant};
 use crate::recover;
 use crate::region::{Made, REGIONS, Regions};
@@ -49,8 +50,9 @@ pub(crate) type BlockKey = (u16, Mode, Variant);
 /// A translation.
 #[derive(Clone, Copy)]
 struct Translation {
-    /// Offset in code memory of the entry with flags in AX.
+    /// Offset in code memory of the entry with flags in AX, and of the one with flags in RFLAGS.
     entry: u32,
+    host_entry: u32,
     /// Bytes of code memory.
     size: u32,
 }
@@ -101,6 +103,8 @@ pub(crate) struct Wanted {
     pub(crate) gva: u64,
     pub(crate) mode: Mode,
     pub(crate) variant: Variant,
+    /// By a jump within the page with flags in RFLAGS.
+    pub(crate) from_flags: bool,
 }
 
 impl Wanted {
@@ -190,7 +194,7 @@ impl Cache {
 
     fn list(&mut self, gva: u64, translation: Translation) {
         let Some(list) = &mut self.list else { return };
-        let at = self.code.base() + u64::from(translation.entry - SAVED_ENTRY);
+        let at = self.code.base() + u64::from(translation.entry.min(translation.host_entry));
         if writeln!(list, "{at:x} {:x} guest {gva:x}", translation.size).is_err() {
             self.list = None;
         }
@@ -384,7 +388,7 @@ impl Cache {
     ) -> Option<u32> {
         // A page walk may have set bits in a page that is both code and page table.
         self.sync(cpu.ram, statistics);
-        let Wanted { at, gva, mode, variant } = wanted;
+        let Wanted { at, gva, mode, variant, .. } = wanted;
         if let Some(page) = self.breakpoints.learn(gva, at) {
             self.drop_pages(vec![page], statistics);
         }
@@ -435,6 +439,7 @@ impl Cache {
         let start = (at.0 & PAGE_MASK) as u16;
         let mut page = [0; 4096];
         cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut page);
+        let stress = self.workshop.options.shadow == Shadowing::Always;
         let mut source = Source {
             page: &page,
             start,
@@ -442,6 +447,7 @@ impl Cache {
             marks: self.marks_of(at),
             crosses: self.workshop.gates.now.is_some(),
             breakpoints: self.breakpoints.in_ram_page(at.page()),
+            from_flags: wanted.from_flags || (stress && start % 4 < 2),
         };
         let mut next_at = None;
         if plan::is_on_two_pages(&page, start) {
@@ -507,12 +513,13 @@ impl Cache {
         region.used = (at + block.code.len()).next_multiple_of(ALIGNMENT);
         let size = region.used - at;
         region.live += size;
-        let entry = at as u32 + SAVED_ENTRY;
+        let entry = at as u32 + block.entries.saved;
+        let host_entry = at as u32 + block.entries.host;
         region.made.push(Made { page, key, entry });
         self.code.write(at, &block.code);
         self.regions.add(&block.sites, &block.faults);
         self.workshop.recycle(block);
-        Translation { entry, size: size as u32 }
+        Translation { entry, host_entry, size: size as u32 }
     }
 
     /// Where the page behind that of `wanted` is, unless fetching there raises something or it is
@@ -568,32 +575,14 @@ impl Cache {
         self.lead(branch.constant + FAR_DIFFERS, branch.stub);
     }
 
-    /// Leads the jump whose displacement is at `jump.patch`, in RAM page `page`, to the translation
-    /// of the same page with entry `entry`.
-    pub(crate) fn link(&mut self, jump: Jump, page: usize, entry: u32) {
+    /// Leads the jump whose displacement is at `jump.patch`, in the same RAM page, to the
+    /// translation of `wanted` if that has entry `entry`.
+    pub(crate) fn link(&mut self, jump: Jump, wanted: Wanted, entry: u32) {
         let Jump { patch, stub, flags } = jump;
-        let Some(page) = self.pages.get_mut(&page) else { return };
+        let Some(page) = self.pages.get_mut(&wanted.at.page()) else { return };
+        let found = page.blocks.get(&wanted.key()).filter(|found| found.entry == entry);
+        let Some(host_entry) = found.map(|found| found.host_entry) else { return };
         page.links.push(Link { patch, stub, entry });
-        self.lead(patch, if flags == Flags::Host { entry - SAVED_ENTRY } else { entry });
-    }
-}
-
-/// Where the code at `gva` is, unless fetching there raises something or it is not RAM.
-pub(crate) fn fetch_place(cpu: &mut Cpu<'_>, gva: u64) -> Option<RamOffset> {
-    let side = cpu.vcpu.mode.walk_side;
-    match cpu.vcpu.tlb.lookup_exec(side, gva) {
-        Some(at) => Some(RamOffset(at)),
-        None if !cpu.is_valid_linear(gva) => None,
-        None => match cpu.translate(side, gva, Access::Exec) {
-            Ok(cpu::Place::Ram(at)) => Some(at),
-            _ => None,
-        },
-    }
-}
-
-/// Has writes to the code noticed.
-fn mark_code(cpu: &mut Cpu<'_>, at: RamOffset, len: u64) {
-    if cpu.ram.mark_code(at, len) {
-        cpu.vcpu.tlb.revoke_write(at.page());
+        self.lead(patch, if flags == Flags::Host { host_entry } else { entry });
     }
 }

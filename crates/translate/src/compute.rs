@@ -206,7 +206,11 @@ impl Emitter<'_> {
         match planned.operand {
             _ if !memory || direct => {}
             Some(_) => self.free(host::RDI),
-            None => self.end_mirrors(),
+            None => {
+                // For the lookup, before registers are chosen.
+                self.save_flags();
+                self.end_mirrors();
+            }
         }
         let mut placing = self.place_registers(planned, memory, operand)?;
         if let (Some(access), false) = (access, direct) {
@@ -413,6 +417,10 @@ impl Emitter<'_> {
         let mut taken = Taken::new();
         if memory && direct.is_none_or(|operand| operand.base == host::RDI) {
             taken.push(host::RDI);
+        }
+        if natural_rax {
+            self.free(host::RAX);
+            taken.push(host::RAX);
         }
         for (op, register) in gpr_operands(guest) {
             if is_high_byte(register) || in_word == Some(op) {

@@ -6,10 +6,11 @@ use types::PAGE_MASK;
 
 use crate::address::number;
 use crate::assembler::{Op, condition};
-use crate::block::{Emitted, Emitter, Stub, Unsupported};
+use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, Flags, GUEST_RSP, HOME, Home, host};
 use crate::plan::Planned;
 use crate::site::Why;
+use crate::stub::Stub;
 use crate::trampoline::{find_linear, jump_by_slot, look_up_branch};
 
 /// How a branch to another page knows its target.
@@ -98,6 +99,10 @@ impl Emitter<'_> {
             Mnemonic::Loop => 0xe2,
             _ => 0xe3,
         };
+        if self.mode.direct && !self.direct {
+            self.keep_state(); // RFLAGS has them as well
+        }
+        self.place_budget();
         self.code.put(&[opcode, 5]); // over the jump that follows
         self.link(None, i64::from(self.next))?;
         self.link(None, target)
@@ -211,10 +216,10 @@ impl Emitter<'_> {
         self.code.lea(GUEST_RSP, GUEST_RSP, -8);
     }
 
-    /// The return address to the stack by the host's page tables, by way of RSI.
-    fn push_return_direct(&mut self) {
-        self.linear(host::RSI, i32::from(self.next));
-        self.direct_push(host::RSI);
+    /// The return address to the stack by the host's page tables, by way of a scratch register.
+    fn push_return_direct(&mut self, scratch: u8) {
+        self.linear(scratch, i32::from(self.next));
+        self.direct_push(scratch);
         self.code.lea(GUEST_RSP, GUEST_RSP, -8);
     }
 
@@ -228,18 +233,21 @@ impl Emitter<'_> {
 
     /// CALL by the host's page tables.
     fn call_by_shadow(&mut self, planned: &Planned, target: Option<i64>) -> Emitted {
-        self.save_flags();
         self.check_stack(planned, GUEST_RSP);
+        if let Some(target) = target
+            && (0..4096).contains(&target)
+        {
+            self.push_return_direct(host::RDI);
+            return self.link(None, target);
+        }
+        self.save_flags();
+        self.end_mirrors();
         match target {
-            Some(target) if (0..4096).contains(&target) => {
-                self.push_return_direct();
-                self.link(None, target)
-            }
             Some(target) => {
                 let target = i32::try_from(target).map_err(|_| Unsupported)?;
                 self.linear(host::RDI, target);
                 self.check_called();
-                self.push_return_direct();
+                self.push_return_direct(host::RSI);
                 self.turn_page(target);
                 self.jump_to(Kind::Direct);
                 Ok(())
@@ -266,7 +274,7 @@ impl Emitter<'_> {
             Arrival::Call => {
                 self.code.op_memory(Op::Load, host::RSI, host::RSI, 8);
                 self.code.op_word(Op::Store, host::RSI, layout::TARGET);
-                self.push_return_direct();
+                self.push_return_direct(host::RSI);
             }
         }
         self.code.put(&[0x48, 0x81, 0xe7]); // and rdi, ~0xfff
@@ -296,7 +304,7 @@ impl Emitter<'_> {
         self.code.op_entry(Op::Load, host::RSI, self.entry(tlb::layout::EXEC));
         if arrival == Arrival::Call {
             self.code.op_word(Op::Store, host::RSI, layout::NEXT_PAGE);
-            self.push_return_direct();
+            self.push_return_direct(host::RSI);
             self.code.op_word(Op::Load, host::RSI, layout::NEXT_PAGE);
         }
         self.code.op_word(Op::Store, host::RSI, layout::PAGE);

@@ -102,6 +102,7 @@ impl Emitter<'_> {
     pub(crate) fn cross(&mut self, planned: &Planned) -> Emitted {
         let (number, gate) = self.workshop.gates.now.ok_or(Unsupported)?;
         self.keep_flags();
+        self.end_mirrors();
         let instruction = &planned.instruction;
         self.code.compare_word(layout::GATE, number);
         self.decline_if(condition::NOT_EQUAL, instruction);

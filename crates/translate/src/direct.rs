@@ -86,7 +86,7 @@ impl Emitter<'_> {
             }
             return Ok(operand);
         }
-        self.end_mirrors();
+        self.free(host::RDI);
         self.operand_offset(instruction, host::RDI)?;
         let base = match instruction.memory_segment() {
             Register::FS => Some(layout::FS_BASE),
@@ -94,11 +94,13 @@ impl Emitter<'_> {
             _ => None,
         };
         if let Some(base) = base {
-            self.code.op_word(Op::Load, host::RSI, base);
-            self.code.lea_scaled(host::RDI, Some(host::RDI), (host::RSI, 1), 0);
+            let scratch = self.second_scratch();
+            self.code.op_word(Op::Load, scratch, base);
+            self.code.lea_scaled(host::RDI, Some(host::RDI), (scratch, 1), 0);
         }
         if !planned.near.operand {
-            self.check_address(host::RDI, host::RSI);
+            let scratch = self.second_scratch();
+            self.check_address(host::RDI, scratch);
         }
         Ok(Operand { base: host::RDI, index: None, displacement: 0 })
     }
@@ -122,22 +124,23 @@ impl Emitter<'_> {
         }
     }
 
-    /// Checks that the address in `register` is claimed, by way of `scratch`, RSI or RDI.
+    /// Checks that the address in `register` is claimed, by way of a scratch register.
     fn check_address(&mut self, register: u8, scratch: u8) {
-        // shrx scratch, register, rsp
-        self.code.put(&[0xc4, 0xe2 ^ ((register >> 3) << 5), 0xdb, 0xf7]);
-        self.code.put(&[0xc0 | scratch << 3 | (register & 7)]);
+        self.check_for(register, scratch, Faults::Check);
+    }
+
+    fn check_for(&mut self, register: u8, scratch: u8, faults: Faults) {
+        self.shift_by_words(scratch, register);
         let start = self.place();
-        self.code.put(&[0x0f, 0xb6, 0x84 | scratch << 3, 0x04 | scratch << 3]); // movzx
-        self.code.put(&PASS.to_le_bytes());
-        self.note_fault(start, Faults::Check);
+        self.load_byte(scratch, PASS);
+        self.note_fault(start, faults);
     }
 
     /// What was emitted from `start` on may fault.
     pub(crate) fn note_fault(&mut self, start: u32, faults: Faults) {
-        let (end, flags) = (self.place(), self.flags);
-        let (offset, unretired) = (self.offset, self.unretired);
-        self.faults.push(FaultSite { start, end, offset, unretired, flags, faults });
+        let Emitter { offset, unretired, flags, budget, .. } = *self;
+        let end = self.place();
+        self.faults.push(FaultSite { start, end, offset, unretired, flags, budget, faults });
     }
 
     /// `op register, [operand]`, an access of 64 bits.
@@ -150,6 +153,13 @@ impl Emitter<'_> {
             Some(index) => self.code.op_scaled(op, register, base, index, displacement),
         }
         self.note_fault(start, Faults::Access(access));
+    }
+
+    /// Checks the stack pointer. All code by the host's page tables relies on that.
+    pub(crate) fn check_stack_pointer(&mut self, faults: Faults) {
+        let scratch = self.any_scratch();
+        self.store_mirrors();
+        self.check_for(GUEST_RSP, scratch, faults);
     }
 
     /// Checks the address in `register`, a stack pointer, unless one near by was.

@@ -9,9 +9,10 @@ use memory::RamOffset;
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::TranslateError;
-use crate::cache::{Cache, FarBranch, Jump, Wanted, fetch_place};
+use crate::cache::{Cache, FarBranch, Jump, Wanted};
 use crate::classify::Mode;
 use crate::fallback::{Fallbacks, Reason};
+use crate::fetch::fetch_place;
 use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
 use crate::leaving::Leaving;
@@ -209,7 +210,7 @@ impl Translator {
             self.cache.flush(&mut self.statistics);
         }
         let rip = cpu.vcpu.regs.rip();
-        match self.lookup(cpu, mode, rip) {
+        match self.lookup(cpu, mode, rip, false) {
             // Next time it is not the same translation.
             Some(_) if self.cache.meets_breakpoints(cpu.vcpu, &mut self.statistics) => {}
             Some(entry) => self.execute(cpu, until, mode, entry),
@@ -241,12 +242,12 @@ impl Translator {
 
     /// The translation of the code at linear address `rip`, unless fetching there raises
     /// something, it is not RAM, or it has a breakpoint.
-    fn lookup(&mut self, cpu: &mut Cpu<'_>, mode: Mode, rip: u64) -> Option<u32> {
+    fn lookup(&mut self, cpu: &mut Cpu<'_>, mode: Mode, rip: u64, from_flags: bool) -> Option<u32> {
         let at = fetch_place(cpu, rip)?;
         self.statistics.lookups += 1;
         self.cache.get(
             cpu,
-            Wanted { at, gva: rip, mode, variant: Variant::Fast },
+            Wanted { at, gva: rip, mode, variant: Variant::Fast, from_flags },
             &mut self.statistics,
         )
     }
@@ -254,8 +255,9 @@ impl Translator {
     /// To the instruction at `rip`, which reaches into another page than when it was translated.
     fn next_page(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, entry: u32) -> Next {
         let (mode, at) = (leaving.mode, fetch_place(leaving.cpu, rip));
-        let mut forget =
-            |at, variant| self.cache.forget(Wanted { at, gva: rip, mode, variant }, entry);
+        let mut forget = |at, variant| {
+            self.cache.forget(Wanted { at, gva: rip, mode, variant, from_flags: false }, entry)
+        };
         if at.is_some_and(|at| forget(at, Variant::Fast) && forget(at, Variant::Careful)) {
             return self.go_on(leaving, rip);
         }
@@ -265,6 +267,7 @@ impl Translator {
 
     /// Runs translated code from `entry` until it must be left.
     fn execute(&mut self, cpu: &mut Cpu<'_>, until: u64, mode: Mode, entry: u32) {
+        let until = until.min(cpu.vcpu.branches.saturating_add(layout::BUDGET_MAX));
         let words = Words::of(cpu.vcpu);
         words.set(layout::BUDGET, until - cpu.vcpu.branches);
         words.set(layout::PAGE, cpu.vcpu.regs.rip() & !PAGE_MASK);
@@ -353,6 +356,11 @@ impl Translator {
 
     /// On to the translation at `rip`, if blocks may follow each other.
     fn go_on(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64) -> Next {
+        self.go_on_from(leaving, rip, false)
+    }
+
+    /// The same, by a jump with flags in RFLAGS or not.
+    fn go_on_from(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, from_flags: bool) -> Next {
         // Where the run ends nothing is fetched any more: it would set accessed bits.
         if !self.options.links || leaving.cpu.vcpu.branches >= leaving.until {
             return Next::Boundary;
@@ -360,7 +368,7 @@ impl Translator {
         // A block loads the registers of the units that it needs.
         leaving.words.set(layout::VECTORS, 0);
         leaving.words.set(layout::X87, 0);
-        match self.lookup(leaving.cpu, leaving.mode, rip) {
+        match self.lookup(leaving.cpu, leaving.mode, rip, from_flags) {
             Some(entry) if self.may_enter(leaving) => Next::Enter(entry),
             _ => Next::Boundary,
         }
@@ -427,12 +435,13 @@ impl Translator {
     /// To the block at `rip` in the same page; the jump that led here leads there from now on.
     fn link(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, jump: Jump) -> Next {
         let epoch = self.cache.epoch;
-        let next = self.go_on(leaving, rip);
+        let next = self.go_on_from(leaving, rip, jump.flags == Flags::Host);
         if let Next::Enter(entry) = next
             && self.cache.epoch == epoch
             && let Some(at) = fetch_place(leaving.cpu, rip)
         {
-            self.cache.link(jump, at.page(), entry);
+            let (mode, variant) = (leaving.mode, Variant::Fast);
+            self.cache.link(jump, Wanted { at, gva: rip, mode, variant, from_flags: false }, entry);
             self.statistics.links += 1;
         }
         next
@@ -443,7 +452,8 @@ impl Translator {
         let epoch = self.cache.epoch;
         let Some((at, entry)) = self.careful(leaving, rip) else { return Next::Boundary };
         if self.cache.epoch == epoch {
-            self.cache.link(jump, at.page(), entry);
+            let (mode, variant) = (leaving.mode, Variant::Careful);
+            self.cache.link(jump, Wanted { at, gva: rip, mode, variant, from_flags: false }, entry);
         }
         Next::Enter(entry)
     }
@@ -455,7 +465,8 @@ impl Translator {
         rip: u64,
     ) -> Option<(RamOffset, u32)> {
         let at = fetch_place(leaving.cpu, rip)?;
-        let wanted = Wanted { at, gva: rip, mode: leaving.mode, variant: Variant::Careful };
+        let (mode, variant) = (leaving.mode, Variant::Careful);
+        let wanted = Wanted { at, gva: rip, mode, variant, from_flags: false };
         self.statistics.careful += 1;
         let entry = self.cache.get(leaving.cpu, wanted, &mut self.statistics)?;
         self.may_enter(leaving).then_some((at, entry))

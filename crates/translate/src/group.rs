@@ -57,6 +57,8 @@ pub(crate) struct Near {
     pub(crate) operand: bool,
     /// What it pushes or pops.
     pub(crate) stack: bool,
+    /// The stack pointer is checked after it.
+    pub(crate) moves: bool,
 }
 
 /// An access without an index that is no further than this from its base register has that checked.
@@ -65,19 +67,36 @@ pub(crate) const BESIDE_MAX: i64 = 0x4000;
 const NEAR_MAX: i64 = 0x8000;
 const _: () = assert!(NEAR_MAX + BESIDE_MAX + 64 < MARGIN as i64);
 
-/// Notes in a block's instructions which of their accesses are near others.
+/// Notes in a block's instructions which of their accesses are near others. The stack pointer was
+/// checked before the block. What pushes or pops moves it no further than it accessed; after
+/// anything else it is checked again.
 pub(crate) fn find_near(insns: &mut [Planned]) {
-    let mut grouping = Grouping { checked: Some(Vec::new()), ..Grouping::default() };
+    let stack = Key { base: RSP as u16, index: None };
+    let mut grouping = Grouping { checked: Some(vec![(stack, 0)]), ..Grouping::default() };
     for (index, planned) in insns.iter_mut().enumerate() {
         grouping.operand(index, planned);
         grouping.stack(index, planned);
         grouping.change(planned);
         let near = |access: &Use| access.found == FOUND_NEAR;
-        planned.near = Near::default();
+        planned.near = Near { moves: moves_stack(planned), ..Near::default() };
         for access in grouping.uses.drain(..).filter(near) {
             *(if access.stack { &mut planned.near.stack } else { &mut planned.near.operand }) =
                 true;
         }
+        let Value { id, offset } = grouping.values[RSP];
+        if let (true, Some(checked)) = (planned.near.moves, &mut grouping.checked) {
+            checked.push((Key { base: id, index: None }, offset));
+        }
+    }
+}
+
+/// Whether the instruction may move the stack pointer without an access at every place between.
+fn moves_stack(planned: &Planned) -> bool {
+    let instruction = &planned.instruction;
+    match (planned.class, instruction.mnemonic()) {
+        (Class::Branch, _) | (Class::Stack, Mnemonic::Push) => false,
+        (Class::Stack, Mnemonic::Pop) => whole(instruction.op0_register()) == Some(RSP),
+        _ => planned.effects.written & 1 << RSP != 0,
     }
 }
 

@@ -4,15 +4,17 @@
 //! host RSP       the words below (`word`), behind the TLB's entries; the stack above them is for
 //!                exit numbers, and for signals that ask for no stack of their own
 //! host RAX       the guest's status flags as LAHF and SETO leave them, or nothing ([`Flags`])
-//! host RDI, RSI  scratch: the address of an access and its TLB index
+//! host RDI, RSI  scratch: the address of an access and its TLB index; or in RSI the budget
+//!                ([`Budget`])
 //! other twelve   guest registers, see [`HOME`]; four guest registers are kept in words
 //! host YMM0..15  the guest's, and MXCSR too, if the word VECTORS is 1
 //! host x87       the guest's if the word X87 is 1
 //! ```
-//! Every translation is entered with the flags in AX (or at its other entry, in RFLAGS); it may
-//! leave only through `trampoline`'s exit, with the number of a site pushed. The word BUDGET
-//! counts the branches that may still retire; a block that ends in a branch takes its own off
-//! when it is entered.
+//! The budget is the number of branches that may still retire; a block that ends in a branch takes
+//! its own off when it is entered. Every translation is entered with the flags in AX and the budget
+//! in the word BUDGET; or at its other entry with the flags in RFLAGS and, where accesses go by the
+//! host's page tables ([`crate::classify::Mode::direct`]), the budget in RSI. It may leave only
+//! through `trampoline`'s exit, with the number of a site pushed, as for the first entry.
 
 use cpu::tlb::layout as tlb;
 
@@ -151,6 +153,22 @@ pub(crate) enum Flags {
     /// Nowhere, within a block: code of this number among its `redos` makes them.
     Redo(u8),
 }
+
+/// Where the budget is at a point of a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Budget {
+    /// In its word.
+    Word,
+    /// In RSI.
+    Rsi,
+}
+
+/// Displacement from RSP of bytes of which one is loaded to see that a budget is not negative: the
+/// one whose number is the budget, shifted as for `PASS`.
+pub(crate) const BUDGET_BYTES: i32 = in_block(0);
+/// Most that a budget is at once.
+pub(crate) const BUDGET_MAX: u64 = 1 << 31;
+const _: () = assert!(BUDGET_MAX >> tlb::SCRATCH_COUNT < tlb::SCRATCH as u64);
 
 /// Slots of a table of indirect branches; a power of two.
 pub(crate) const BRANCH_SLOTS: usize = 1 << 16;

@@ -23,7 +23,9 @@ mod crossing;
 mod direct;
 mod dispatch;
 mod effects;
+mod entry;
 mod fallback;
+mod fetch;
 mod flags;
 mod group;
 mod helper;
@@ -40,6 +42,7 @@ mod site;
 mod stack;
 mod statistics;
 mod string;
+mod stub;
 mod system;
 #[cfg(test)]
 mod tests;

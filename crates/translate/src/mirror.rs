@@ -1,9 +1,12 @@
-//! Guest registers that are kept in words, held in RSI and RDI for as long as nothing else needs
-//! those: loaded once, and stored when their place is taken or the block may leave.
+//! Guest registers that are kept in words, held in scratch registers for as long as nothing else
+//! needs those: loaded once, and stored when their place is taken or the block may leave.
 
 use crate::assembler::Op;
 use crate::block::{Emitter, Unsupported};
-use crate::layout::{HOME, Home, host};
+use crate::layout::{Budget, Flags, HOME, Home, host};
+
+/// The scratch registers, in the order in which they are taken.
+const SCRATCH: [u8; 3] = [host::RAX, host::RSI, host::RDI];
 
 /// A word whose value a scratch register holds.
 #[derive(Clone, Copy, Debug)]
@@ -13,34 +16,42 @@ struct Mirror {
     dirty: bool,
 }
 
-/// What RSI and RDI hold.
+/// What the scratch registers hold.
 #[derive(Default)]
 pub(crate) struct Mirrors {
-    rsi: Option<Mirror>,
-    rdi: Option<Mirror>,
+    held: [Option<Mirror>; 3],
+}
+
+/// Its number in `SCRATCH`.
+fn index(scratch: u8) -> usize {
+    match scratch {
+        host::RAX => 0,
+        host::RSI => 1,
+        _ => 2,
+    }
 }
 
 impl Mirrors {
     fn of(&mut self, scratch: u8) -> &mut Option<Mirror> {
-        if scratch == host::RSI { &mut self.rsi } else { &mut self.rdi }
+        &mut self.held[index(scratch)]
     }
 
     /// The scratch register that holds a word's value.
     pub(crate) fn find(&self, word: i32) -> Option<u8> {
-        let holds = |mirror: &Option<Mirror>| mirror.is_some_and(|mirror| mirror.word == word);
-        if holds(&self.rsi) { Some(host::RSI) } else { holds(&self.rdi).then_some(host::RDI) }
+        let holds = |scratch: &u8| self.held[index(*scratch)].is_some_and(|it| it.word == word);
+        SCRATCH.into_iter().find(holds)
     }
 
     /// Whether the register holds no word's value.
     fn is_free(&self, scratch: u8) -> bool {
-        if scratch == host::RSI { self.rsi.is_none() } else { self.rdi.is_none() }
+        self.held[index(scratch)].is_none()
     }
 }
 
 impl Emitter<'_> {
     /// Makes all words right; registers go on holding them. Keeps flags.
     pub(crate) fn store_mirrors(&mut self) {
-        for scratch in [host::RSI, host::RDI] {
+        for scratch in SCRATCH {
             if let Some(mirror) = self.mirrors.of(scratch)
                 && std::mem::take(&mut mirror.dirty)
             {
@@ -50,10 +61,16 @@ impl Emitter<'_> {
         }
     }
 
-    /// Makes all words right and RSI and RDI free.
-    pub(crate) fn end_mirrors(&mut self) {
+    /// Makes all words right; no register holds one. Keeps flags.
+    pub(crate) fn drop_mirrors(&mut self) {
         self.store_mirrors();
         self.mirrors = Mirrors::default();
+    }
+
+    /// Makes all words right and RSI and RDI free. Keeps flags.
+    pub(crate) fn end_mirrors(&mut self) {
+        self.drop_mirrors();
+        self.spill_budget();
     }
 
     /// Makes a scratch register free for something else than a group's address. Keeps flags.
@@ -61,11 +78,40 @@ impl Emitter<'_> {
         if let Some(Mirror { word, dirty: true }) = self.mirrors.of(scratch).take() {
             self.code.op_word(Op::Store, scratch, word);
         }
+        if scratch == host::RSI {
+            self.spill_budget();
+        }
+    }
+
+    /// Whether RAX is one of them: it is where nothing but branches moves flags to AX, and none are
+    /// there.
+    fn has_rax(&self) -> bool {
+        self.direct && self.flags == Flags::Host
+    }
+
+    /// Those that there are.
+    fn scratch(&self) -> impl Iterator<Item = u8> + Clone + use<> {
+        SCRATCH.into_iter().skip(usize::from(!self.has_rax()))
+    }
+
+    /// Whether the register holds nothing.
+    fn is_unused(&self, scratch: u8) -> bool {
+        let counts = scratch == host::RSI && self.budget == Budget::Rsi;
+        let leads = scratch == host::RDI && self.holds_group();
+        self.mirrors.is_free(scratch) && !counts && !leads
     }
 
     /// A scratch register, free for anything; one that holds nothing if there is one. Keeps flags.
     pub(crate) fn any_scratch(&mut self) -> u8 {
-        let scratch = if self.mirrors.is_free(host::RDI) { host::RDI } else { host::RSI };
+        let unused = self.scratch().filter(|scratch| self.is_unused(*scratch)).last();
+        let scratch = unused.unwrap_or(host::RDI);
+        self.free(scratch);
+        scratch
+    }
+
+    /// A scratch register besides RDI, free for anything. Keeps flags.
+    pub(crate) fn second_scratch(&mut self) -> u8 {
+        let scratch = if self.has_rax() { host::RAX } else { host::RSI };
         self.free(scratch);
         scratch
     }
@@ -78,11 +124,11 @@ impl Emitter<'_> {
         {
             return if taken.contains(&holder) { Err(Unsupported) } else { Ok(holder) };
         }
-        let others = [host::RSI, host::RDI].into_iter().filter(|other| !taken.contains(other));
-        let free = |scratch: &u8| {
-            self.mirrors.is_free(*scratch) && (*scratch != host::RDI || !self.holds_group())
-        };
-        let chosen = others.clone().find(free).or(others.clone().next()).ok_or(Unsupported)?;
+        let others = self.scratch().filter(|other| !taken.contains(other));
+        let mut unused = others.clone().filter(|scratch| self.is_unused(*scratch));
+        let mut worded = others.clone().filter(|scratch| !self.mirrors.is_free(*scratch));
+        let chosen = unused.next().or_else(|| worded.next()).or_else(|| others.clone().next());
+        let chosen = chosen.ok_or(Unsupported)?;
         self.free(chosen);
         Ok(chosen)
     }
@@ -99,9 +145,9 @@ impl Emitter<'_> {
 
     fn note_mirror(&mut self, scratch: u8, guest: u8, dirty: bool) {
         if let Home::Word(word) = HOME[usize::from(guest)] {
-            let other = if scratch == host::RSI { host::RDI } else { host::RSI };
-            let other = self.mirrors.of(other);
-            *other = other.filter(|mirror| mirror.word != word);
+            for held in &mut self.mirrors.held {
+                *held = held.filter(|mirror| mirror.word != word);
+            }
             *self.mirrors.of(scratch) = Some(Mirror { word, dirty });
         }
     }

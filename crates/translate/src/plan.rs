@@ -66,6 +66,8 @@ pub(crate) struct Source<'a> {
     pub(crate) crosses: bool,
     /// Offsets of instructions in the page that are not to be translated.
     pub(crate) breakpoints: BTreeSet<u16>,
+    /// Who wants it comes with flags in RFLAGS.
+    pub(crate) from_flags: bool,
 }
 
 /// What an instruction on two pages needs to know of the second.

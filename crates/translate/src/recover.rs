@@ -9,7 +9,7 @@ use crate::TranslateError;
 use crate::code_memory::CodeMemory;
 use crate::dispatch::{Next, Translator};
 use crate::fallback::Reason;
-use crate::layout::{self, Flags};
+use crate::layout::{self, Budget, Flags};
 use crate::leaving::Leaving;
 use crate::shadow::Served;
 use crate::site::{FaultSite, Faults};
@@ -48,9 +48,13 @@ impl Translator {
             panic!("host fault at {host_rip:#x} in a translation, at no known instruction");
         };
         let page_fault = leaving.words.get(layout::FAULT_VECTOR) == PAGE_FAULT;
-        let served = match page_fault && site.faults != Faults::Instruction {
-            true => self.serve(leaving, site, host_rip),
-            false => Served::Raises,
+        let served = match site.faults {
+            Faults::Budget => Served::Not,
+            Faults::Check | Faults::Moved | Faults::Access(_) if page_fault => {
+                self.serve(leaving, site, host_rip)
+            }
+            Faults::Moved => Served::Not,
+            _ => Served::Raises,
         };
         if served == Served::Whole {
             return Next::Enter(self.cache.trampolines().again);
@@ -59,8 +63,16 @@ impl Translator {
             let flags = leaving.words.get(layout::FAULT_FLAGS);
             leaving.cpu.vcpu.regs.status = StatusFlags::from_rflags(flags);
         }
+        if site.budget == Budget::Rsi {
+            leaving.words.set(layout::BUDGET, leaving.words.get(layout::EXIT_INDEX));
+        }
         let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
         leaving.settle(rip, site.unretired);
+        // The instruction before is done, and this one not begun.
+        let between = site.faults == Faults::Moved;
+        if between || leaving.cpu.vcpu.branches >= leaving.until {
+            return Next::Boundary;
+        }
         if served == Served::Raises {
             self.step_for(leaving.cpu, Reason::Exception);
             return Next::Boundary;

@@ -236,7 +236,7 @@ impl ShadowMap {
         };
         let pass = cpu.vcpu.tlb.block() as u64 + layout::PASS as u64;
         let served = match (faults, address.checked_sub(pass)) {
-            (Faults::Check, Some(at)) if at < layout::PASS_SIZE as u64 => {
+            (Faults::Check | Faults::Moved, Some(at)) if at < layout::PASS_SIZE as u64 => {
                 self.admit(&mut cpu.vcpu.tlb, at >> PAGE_SHIFT)
             }
             (Faults::Access(access), _) => self.bring_in(cpu, owner, address & !PAGE_MASK, access),

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use cpu::Access;
 
-use crate::layout::Flags;
+use crate::layout::{Budget, Flags};
 
 /// Number of a site in the cache's list.
 pub(crate) type SiteId = u32;
@@ -91,8 +91,9 @@ pub(crate) struct FaultSite {
     /// As in [`Site`].
     pub(crate) offset: u16,
     pub(crate) unretired: u8,
-    /// Where the flags are when it faults.
+    /// Where the flags and the budget are when it faults.
     pub(crate) flags: Flags,
+    pub(crate) budget: Budget,
     pub(crate) faults: Faults,
 }
 
@@ -101,8 +102,12 @@ pub(crate) struct FaultSite {
 pub(crate) enum Faults {
     /// The instruction, for reasons of its own.
     Instruction,
+    /// The check whether the budget lasts for the block.
+    Budget,
     /// The check whether its access may go by the host's page tables.
     Check,
+    /// The same for a stack pointer that the instruction before moved.
+    Moved,
     /// Its access, which does so.
     Access(Access),
 }

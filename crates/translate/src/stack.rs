@@ -79,27 +79,27 @@ impl Emitter<'_> {
     /// PUSH by the host's page tables.
     fn push_direct(&mut self, planned: &Planned) -> Emitted {
         let instruction = &planned.instruction;
+        self.check_stack(planned, GUEST_RSP);
         let register = match instruction.op0_kind() {
             OpKind::Register if instruction.op0_register().is_gpr() => {
                 match HOME[usize::from(number(instruction.op0_register()))] {
                     Home::Host(from) => from,
                     Home::Word(word) => {
-                        self.code.op_word(Op::Load, host::RSI, word);
-                        host::RSI
+                        self.code.op_word(Op::Load, host::RDI, word);
+                        host::RDI
                     }
                 }
             }
             OpKind::Memory => {
-                self.direct_load(host::RSI, planned)?;
-                host::RSI
+                self.direct_load(host::RDI, planned)?;
+                host::RDI
             }
             OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
-                self.code.constant(host::RSI, instruction.immediate(0));
-                host::RSI
+                self.code.constant(host::RDI, instruction.immediate(0));
+                host::RDI
             }
             _ => return Err(Unsupported),
         };
-        self.check_stack(planned, GUEST_RSP);
         self.direct_push(register);
         self.code.lea(GUEST_RSP, GUEST_RSP, -8);
         Ok(())
@@ -115,8 +115,8 @@ impl Emitter<'_> {
                 self.code.lea(GUEST_RSP, GUEST_RSP, 8);
             }
             Home::Word(word) => {
-                self.direct_pop(host::RSI, GUEST_RSP);
-                self.code.op_word(Op::Store, host::RSI, word);
+                self.direct_pop(host::RDI, GUEST_RSP);
+                self.code.op_word(Op::Store, host::RDI, word);
                 self.code.lea(GUEST_RSP, GUEST_RSP, 8);
             }
         }

@@ -5,8 +5,9 @@
 
 use crate::options::Shadowing;
 
-/// Work after which a space has earned it.
-const EARNED: u64 = 3_000_000;
+/// Work after which a space has earned it: not much more than starting a program takes, whose code
+/// is translated once without the shadow and once with it.
+const EARNED: u64 = 300_000;
 /// Work, of whomever, after which what was earned counts half.
 const HALF_LIFE: u64 = 12_000_000;
 /// What may be spent on the pages of a shadow from the start, and at most at once.
@@ -103,9 +104,9 @@ impl Merit {
 mod tests {
     use super::*;
 
-    const STEP: u64 = EARNED / 10;
+    const STEP: u64 = 300_000;
 
-    /// Steps of work until the space has earned it.
+    /// Steps of work until the space has earned it; the first one does if nothing else counts.
     fn wait(merit: &mut Merit, space: usize, shadowed: Option<usize>) -> usize {
         let earned = (0..5000).position(|_| merit.note_work(space, STEP, shadowed));
         earned.expect("it comes")
@@ -114,8 +115,11 @@ mod tests {
     #[test]
     fn a_shadow_is_earned_by_work_and_lost_by_spending() {
         let mut merit = Merit::new(Shadowing::Earned);
-        assert_eq!(wait(&mut merit, 3, None), 9);
+        assert_eq!(wait(&mut merit, 3, None) as u64, EARNED.div_ceil(STEP) - 1);
         merit.begin();
+        for _ in 0..9 {
+            assert!(!merit.note_work(3, STEP, Some(3)));
+        }
         let waited = wait(&mut merit, 0, Some(3));
         assert!((10..60).contains(&waited), "the other had it: {waited}");
         merit.begin();

@@ -15,7 +15,8 @@ fn rounds(code: &[u8], variant: Variant) -> (usize, bool) {
     page[..code.len()].copy_from_slice(code);
     let breakpoints = BTreeSet::new();
     let (start, next, marks, crosses) = (0, None, None, false);
-    let source = Source { page: &page, start, next, marks, crosses, breakpoints };
+    let from_flags = false;
+    let source = Source { page: &page, start, next, marks, crosses, breakpoints, from_flags };
     let mut factory = InstructionInfoFactory::new();
     let (options, mode) = (Options::default(), Mode::default());
     let plan = plan::discover(options, mode, variant, &source, &mut factory, Vec::new());

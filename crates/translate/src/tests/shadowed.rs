@@ -132,3 +132,64 @@ fn x87_stores_check_no_address_for_others() {
     drop(engine);
     check("x87 stores", &code);
 }
+
+/// Code that has the shadow relies on the stack pointer, wherever it is and however it got there.
+#[test]
+fn stack_pointers_may_be_anything() {
+    let far = [0x8000_0000_0000u64, 0x7fff_ffff_fff8, 0x1234_5678_9abc_def0, 0, STACK];
+    let moves: [&[u8]; 6] = [
+        &[0x48, 0x8d, 0xa4, 0x24, 0, 0, 2, 0], // lea rsp, [rsp + 0x20000]
+        &[0x48, 0x81, 0xec, 0, 0, 2, 0],       // sub rsp, 0x20000
+        &[0x48, 0x63, 0xe0],                   // movsxd rsp, eax
+        &[0x48, 0x87, 0xd4],                   // xchg rsp, rdx
+        &[0x48, 0xff, 0xc4],                   // inc rsp
+        &[0x4c, 0x0f, 0xb1, 0xfc],             // cmpxchg rsp, r15
+    ];
+    for (from, moved) in far.into_iter().flat_map(|from| moves.map(|moved| (from, moved))) {
+        let mut code = vec![0xb9, 9, 0, 0, 0, 0x48, 0xbc]; // mov ecx, 9; mov rsp, from
+        code.extend(from.to_le_bytes());
+        let top = code.len();
+        code.extend(moved);
+        code.extend([
+            0x48, 0x01, 0x53, 0x10, // add [rbx + 16], rdx
+            0xa8, 0x01, // test al, 1
+            0x74, 0x03, // jz 1f
+            0x49, 0xff, 0xc1, // inc r9
+            0x4d, 0x01, 0xcf, // 1: add r15, r9
+            0xff, 0xc9, // dec ecx
+        ]);
+        let back = top as i8 - (code.len() as i8 + 2);
+        code.extend([0x75, back as u8]); // jnz
+        code.extend([0x48, 0xbc]); // mov rsp, STACK
+        code.extend(STACK.to_le_bytes());
+        code.extend([0x58, 0xf4]); // pop rax; hlt
+        check("stack pointers", &code);
+    }
+}
+
+/// Registers that are kept in words, more than scratch registers can hold, between accesses, with
+/// flags that are read later, and stops at every branch.
+#[test]
+fn words_and_flags_stay_right_in_loops() {
+    let mut code = vec![
+        0xb9, 30, 0, 0, 0, // mov ecx, 30
+        0x4d, 0x11, 0xca, // 1: adc r10, r9
+        0x4d, 0x13, 0x5c, 0xcb, 0x08, // adc r11, [r11 + rcx * 8 + 8]
+        0x4d, 0x8d, 0x5e, 0x08, // lea r11, [r14 + 8]
+        0x49, 0x89, 0xdb, // mov r11, rbx
+        0x4f, 0x8b, 0x3c, 0x0b, // mov r15, [r11 + r9]
+        0x41, 0xb9, 8, 0, 0, 0, // mov r9d, 8
+        0x70, 0x05, // jo 2f
+        0x49, 0xf7, 0xe1, // mul r9
+        0x72, 0x03, // jc 2f + 1
+        0x4d, 0x01, 0xfa, // 2: add r10, r15
+        0x4f, 0x89, 0x54, 0x0b, 0x10, // mov [r11 + r9 + 16], r10
+        0x50, // push rax
+        0x41, 0x57, // push r15
+        0x41, 0x5a, // pop r10
+        0x58, // pop rax
+    ];
+    let back = 5 - (code.len() as i8 + 2);
+    code.extend([0xe2, back as u8, 0xf4]); // loop 1b; hlt
+    check("words", &code);
+}
