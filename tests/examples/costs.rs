@@ -2,7 +2,9 @@
 //! `costs [interp|translate] [MIB]`.
 //!
 //! The end of a quantum, a flush of the TLB, the translation of an instruction, and an access in
-//! working sets up to MIB, beside the same chase of pointers by the host.
+//! working sets up to MIB, beside the same chase of pointers by the host: in kernel code, whose
+//! accesses are looked up in the TLB, and in user code, whose accesses go by the host's page
+//! tables.
 
 #![forbid(unsafe_code)]
 
@@ -34,17 +36,19 @@ struct Bare {
 }
 
 impl Bare {
-    fn new(engine: Box<dyn Engine>) -> Result<Bare> {
+    fn new(engine: Box<dyn Engine>, privilege: u8) -> Result<Bare> {
         let mut ram = Ram::new(RAM)?;
         let mut put = |at: u64, value: u64| ram.write(Gpa(at), &value.to_le_bytes());
-        put(TABLES, (TABLES + 0x1000) | 3)?;
+        put(TABLES, (TABLES + 0x1000) | 7)?;
         for gib in 0..RAM >> 30 {
-            put(TABLES + 0x1000 + 8 * gib, gib << 30 | 0x83)?;
+            put(TABLES + 0x1000 + 8 * gib, gib << 30 | 0x87)?;
         }
         let mut vcpu = Vcpu::new(0, Model::V3);
-        let flat = |attributes| Segment { selector: 8, base: 0, limit: u32::MAX, attributes };
+        let (selector, level) = (8 | u16::from(privilege), u32::from(privilege) << 5);
+        let flat = |kind| Segment { selector, base: 0, limit: u32::MAX, attributes: kind | level };
         vcpu.segments = [flat(0xc093); 6];
         vcpu.segments[Seg::Cs as usize] = flat(0xa09b);
+        vcpu.cpl = privilege;
         vcpu.cr0 = cr::CR0_PE | cr::CR0_ET | cr::CR0_NE | cr::CR0_WP | cr::CR0_PG;
         vcpu.cr3 = TABLES;
         vcpu.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR;
@@ -221,14 +225,18 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let engine = args.next().unwrap_or_else(|| "translate".to_owned());
     let largest = args.next().map_or(Ok(2048), |text| text.parse())?;
-    let interp = Box::new(Interp::new()?);
-    let engine: Box<dyn Engine> = match engine.as_str() {
-        "interp" => interp,
-        _ => Box::new(Translator::new(interp, Options::default())?),
-    };
-    let mut bare = Bare::new(engine)?;
-    quantum_end(&mut bare)?;
-    tlb_flush(&mut bare)?;
-    translation(&mut bare)?;
-    working_sets(&mut bare, largest)
+    for (name, privilege) in [("kernel", 0), ("user", 3)] {
+        println!("{name} code");
+        let interp = Box::new(Interp::new()?);
+        let engine: Box<dyn Engine> = match engine.as_str() {
+            "interp" => interp,
+            _ => Box::new(Translator::new(interp, Options::default())?),
+        };
+        let mut bare = Bare::new(engine, privilege)?;
+        quantum_end(&mut bare)?;
+        tlb_flush(&mut bare)?;
+        translation(&mut bare)?;
+        working_sets(&mut bare, largest)?;
+    }
+    Ok(())
 }

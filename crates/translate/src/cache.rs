@@ -119,6 +119,8 @@ pub(crate) struct Jump {
     pub(crate) patch: u32,
     pub(crate) stub: u32,
     pub(crate) flags: Flags,
+    /// It is in code whose accesses go by the host's page tables.
+    pub(crate) direct: bool,
 }
 
 /// A direct branch to another page, as in [`crate::site::Why::Far`].
@@ -578,7 +580,7 @@ impl Cache {
     /// Leads the jump whose displacement is at `jump.patch`, in the same RAM page, to the
     /// translation of `wanted` if that has entry `entry`.
     pub(crate) fn link(&mut self, jump: Jump, wanted: Wanted, entry: u32) {
-        let Jump { patch, stub, flags } = jump;
+        let Jump { patch, stub, flags, .. } = jump;
         let Some(page) = self.pages.get_mut(&wanted.at.page()) else { return };
         let found = page.blocks.get(&wanted.key()).filter(|found| found.entry == entry);
         let Some(host_entry) = found.map(|found| found.host_entry) else { return };

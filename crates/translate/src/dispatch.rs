@@ -198,6 +198,7 @@ impl Translator {
     }
 
     fn dispatch(&mut self, cpu: &mut Cpu<'_>, until: u64) {
+        self.shadow.rest(&mut cpu.vcpu.tlb);
         self.shadow.offer(cpu);
         let mode = match Mode::of(cpu.vcpu, &self.shadow) {
             Some(mode) if !cpu.vcpu.needs_step() => mode,
@@ -362,7 +363,8 @@ impl Translator {
     /// The same, by a jump with flags in RFLAGS or not.
     fn go_on_from(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, from_flags: bool) -> Next {
         // Where the run ends nothing is fetched any more: it would set accessed bits.
-        if !self.options.links || leaving.cpu.vcpu.branches >= leaving.until {
+        let ends = leaving.cpu.vcpu.branches >= leaving.until;
+        if !self.options.links || ends || self.shadow.is_tired() {
             return Next::Boundary;
         }
         // A block loads the registers of the units that it needs.
@@ -421,11 +423,12 @@ impl Translator {
             }
             Why::Miss { .. } => self.step_for(leaving.cpu, Reason::Access),
             Why::NextPage { entry } => return self.next_page(leaving, rip, entry),
-            Why::Link { patch, stub, flags } => {
-                return self.link(leaving, rip, Jump { patch, stub, flags });
+            Why::Link { patch, stub, flags, direct } => {
+                return self.link(leaving, rip, Jump { patch, stub, flags, direct });
             }
             Why::Careful { patch, stub } => {
-                let jump = Jump { patch, stub, flags: Flags::Saved };
+                let direct = leaving.mode.direct;
+                let jump = Jump { patch, stub, flags: Flags::Saved, direct };
                 return self.go_carefully(leaving, rip, jump);
             }
         }
@@ -435,8 +438,11 @@ impl Translator {
     /// To the block at `rip` in the same page; the jump that led here leads there from now on.
     fn link(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, jump: Jump) -> Next {
         let epoch = self.cache.epoch;
-        let next = self.go_on_from(leaving, rip, jump.flags == Flags::Host);
+        // What the two entries of a block take is told by this.
+        let same = jump.direct == leaving.mode.direct;
+        let next = self.go_on_from(leaving, rip, same && jump.flags == Flags::Host);
         if let Next::Enter(entry) = next
+            && same
             && self.cache.epoch == epoch
             && let Some(at) = fetch_place(leaving.cpu, rip)
         {
@@ -565,6 +571,7 @@ impl Engine for Translator {
 
     fn counters(&self) -> Vec<(String, u64)> {
         let mut counters = self.statistics.counters();
+        counters.push(("address spaces shadowed".to_owned(), self.shadow.begun));
         let (code, tables) = self.cache.bytes();
         counters.push(("bytes of code memory in use".to_owned(), code as u64));
         counters.push(("bytes of its tables".to_owned(), tables as u64));

@@ -19,6 +19,8 @@ impl Plan {
         let mut live = true;
         for index in (0..self.insns.len()).rev() {
             let planned = &mut self.insns[index];
+            // The check of the stack pointer may leave.
+            live |= self.direct && planned.near.moves;
             planned.flags_after = live;
             live = flags_before(planned);
             planned.flags_before = live;

@@ -83,6 +83,11 @@ pub(crate) struct ShadowMap {
     pub(crate) reign: u64,
     /// This one is the process's.
     taken: bool,
+    /// The owner spent too much. It loses the shadow between blocks: translations that rely on it
+    /// may be on their way.
+    tired: bool,
+    /// Times an address space got it.
+    pub(crate) begun: u64,
 }
 
 impl ShadowMap {
@@ -99,6 +104,8 @@ impl ShadowMap {
             raised: None,
             reign: 0,
             taken: false,
+            tired: false,
+            begun: 0,
         }
     }
 
@@ -150,7 +157,8 @@ impl ShadowMap {
             cpu.vcpu.tlb.close_pass();
             self.claims = Claims::default();
         }
-        self.owner = Some(owner);
+        (self.owner, self.tired) = (Some(owner), false);
+        self.begun += 1;
         self.follow(&mut cpu.vcpu.tlb);
         self.merit.begin();
     }
@@ -162,21 +170,30 @@ impl ShadowMap {
         }
     }
 
-    /// Makes the process's one shadow this one. Where all are to have it, waits until nobody else
-    /// has.
+    /// Makes the process's one shadow this one. Where all are to have it, and in tests, waits until
+    /// nobody else has.
     fn take(&mut self) -> bool {
         let (taken, given_back) = &TAKEN;
         let mut taken = taken.lock().expect("nobody panics with it");
-        while *taken && !self.taken && self.shadowing == Shadowing::Always {
+        let waits = cfg!(test) || self.shadowing == Shadowing::Always;
+        while *taken && !self.taken && waits {
             taken = given_back.wait(taken).expect("nobody panics with it");
         }
         self.taken |= !std::mem::replace(&mut *taken, true);
         self.taken
     }
 
-    /// Nobody has the shadow any more.
-    pub(crate) fn end(&mut self, tlb: &mut Tlb) {
-        if self.owner.take().is_some() {
+    /// Whether the owner is to lose the shadow, so that no block is to be gone on to.
+    #[inline]
+    pub(crate) fn is_tired(&self) -> bool {
+        self.tired
+    }
+
+    /// Nobody has the shadow any more if its owner spent too much. To be called when no translated
+    /// code is on its way.
+    #[inline]
+    pub(crate) fn rest(&mut self, tlb: &mut Tlb) {
+        if std::mem::take(&mut self.tired) && self.owner.take().is_some() {
             self.clear();
             tlb.end_following();
         }
@@ -188,11 +205,9 @@ impl ShadowMap {
         }
     }
 
-    fn spend(&mut self, tlb: &mut Tlb, branches: u64) {
-        if let Some(owner) = self.owner
-            && self.merit.spend(owner.space, branches)
-        {
-            self.end(tlb);
+    fn spend(&mut self, branches: u64) {
+        if let Some(owner) = self.owner {
+            self.tired |= self.merit.spend(owner.space, branches);
         }
     }
 
@@ -220,7 +235,7 @@ impl ShadowMap {
                 host::empty(runs[0].gva, pages * PAGE_SIZE);
             }
         }
-        self.spend(tlb, cost);
+        self.spend(cost);
     }
 
     /// Takes everything out; the owner stays.
@@ -242,8 +257,8 @@ impl ShadowMap {
             (Faults::Access(access), _) => self.bring_in(cpu, owner, address & !PAGE_MASK, access),
             _ => Served::Not,
         };
-        self.spend(&mut cpu.vcpu.tlb, SERVE_COST);
-        if self.owner.is_some() { served } else { Served::Not }
+        self.spend(SERVE_COST);
+        served
     }
 
     /// Lets code access a chunk, if it can be claimed.
@@ -268,7 +283,7 @@ impl ShadowMap {
         }
         let cached = cpu.vcpu.tlb.lookup(owner.side, page, access).is_some()
             && cpu.vcpu.tlb.lookup_read(owner.side, page).is_some();
-        if self.owner.is_none() || !cached {
+        if !cached {
             return Served::Not;
         }
         if self.map_around(cpu, owner, page) { Served::Whole } else { Served::Not }
@@ -283,8 +298,8 @@ impl ShadowMap {
             return;
         }
         self.settle(&mut cpu.vcpu.tlb);
-        if self.owner.is_some() && self.map_around(cpu, owner, page) {
-            self.spend(&mut cpu.vcpu.tlb, LOSS_COST);
+        if self.map_around(cpu, owner, page) {
+            self.spend(LOSS_COST);
         }
     }
 

@@ -45,6 +45,8 @@ pub(crate) enum Why {
         stub: u32,
         /// Where the flags are at the jump.
         flags: Flags,
+        /// It is in code whose accesses go by the host's page tables.
+        direct: bool,
     },
     /// To the target, in another page, whose host address is EXIT_ADDRESS; may be linked.
     Far {

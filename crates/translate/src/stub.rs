@@ -101,7 +101,8 @@ impl Emitter<'_> {
         let (flags, state) = (self.flags, self.state());
         self.stubs.push(match near {
             Some(offset) => {
-                let why = Why::Link { patch: self.outside(jump), stub: 0, flags };
+                let (patch, direct) = (self.outside(jump), self.mode.direct);
+                let why = Why::Link { patch, stub: 0, flags, direct };
                 let site = Site { why, offset, unretired: 0, in_string: false };
                 Stub::Leave { jump, site, state }
             }

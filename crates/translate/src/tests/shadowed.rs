@@ -193,3 +193,79 @@ fn words_and_flags_stay_right_in_loops() {
     code.extend([0xe2, back as u8, 0xf4]); // loop 1b; hlt
     check("words", &code);
 }
+
+/// Code that writes itself all the time spends more on its shadow than it may, loses it, earns it
+/// once more, and spends it again; nothing of the one time leads into the other.
+#[test]
+fn a_shadow_that_costs_too_much_is_lost_and_earned_again() {
+    let mut code = vec![0x90; 0x1023];
+    let main = [
+        0x41, 0xbc, 2, 0, 0, 0, // mov r12d, 2
+        0xb9, 0x80, 0xa8, 0x12, 0x01, // 1: mov ecx, 18000000
+        0xff, 0xc9, // 2: dec ecx
+        0x75, 0xfc, // jnz 2b
+        0xb9, 0x88, 0x13, 0, 0, // mov ecx, 5000
+        0x88, 0x0d, 0xe8, 0x0f, 0, 0, // 3: mov [function + 2], cl
+        0xe8, 0xe1, 0x0f, 0, 0, // call function
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf1, // jnz 3b
+        0x41, 0xff, 0xcc, // dec r12d
+        0x75, 0xde, // jnz 1b
+        0xf4, // hlt
+    ];
+    let function = [
+        0x83, 0xc0, 0x11, // add eax, imm8, whose immediate changes
+        0xa8, 1, // test al, 1
+        0x74, 0x03, // jz 4f
+        0x49, 0x01, 0xc1, // add r9, rax
+        0x48, 0x8d, 0x64, 0x24, 0xc0, // 4: lea rsp, [rsp - 64]
+        0x48, 0x89, 0x44, 0x24, 0x08, // mov [rsp + 8], rax
+        0xa8, 2, // test al, 2
+        0x74, 0x05, // jz 5f
+        0x4c, 0x03, 0x54, 0x24, 0x08, // add r10, [rsp + 8]
+        0x48, 0x8d, 0x64, 0x24, 0x40, // 5: lea rsp, [rsp + 64]
+        0xc3, // ret
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    code[0x1000..].copy_from_slice(&function);
+    let run = |engine: &mut dyn Engine| {
+        let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
+        for at in [0x3000, 0x3008] {
+            let mut entry = [0; 8];
+            ram.read(Gpa(at), &mut entry).unwrap();
+            entry[0] |= 4; // the user's
+            ram.write(Gpa(at), &entry).unwrap();
+        }
+        let flat = |attributes| Segment { selector: 0xb, base: 0, limit: u32::MAX, attributes };
+        vcpu.segments = [flat(0xc0f3); 6];
+        vcpu.segments[Seg::Cs as usize] = flat(0xa0fb);
+        vcpu.cpl = 3;
+        vcpu.regs.gpr[gpr::RSP] = DATA + 0x1000;
+        vcpu.rederive();
+        let mut states = Vec::new();
+        loop {
+            let until = vcpu.branches + 1_000_003;
+            let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+            cpu.sync_tlb();
+            let exit = loop {
+                match engine.run(&mut cpu, until) {
+                    Exit::Yielded | Exit::Attention => {}
+                    exit => break exit,
+                }
+            };
+            states.push((vcpu.branches, vcpu.regs.gpr, vcpu.regs.rflags(), ram.hash()));
+            if exit != Exit::Reached {
+                assert_eq!(exit, Exit::Halted, "by the handler of #GP");
+                return states;
+            }
+        }
+    };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), Options::default()).unwrap();
+    let expected = run(&mut Interp::new().unwrap());
+    for (got, expected) in run(&mut engine).iter().zip(&expected) {
+        assert_eq!(got, expected);
+    }
+    let counters = engine.counters();
+    let begun = counters.iter().find(|(name, _)| name == "address spaces shadowed");
+    assert!(begun.unwrap().1 >= 2, "{counters:?}");
+}
