@@ -439,31 +439,33 @@ impl Cache {
     ) -> Option<u32> {
         let Wanted { at, mode, .. } = wanted;
         let start = (at.0 & PAGE_MASK) as u16;
-        let mut page = [0; 4096];
-        cpu.ram.load_bytes(RamOffset(at.0 & !PAGE_MASK), &mut page);
-        let stress = self.workshop.options.shadow == Shadowing::Always;
-        let mut source = Source {
-            page: &page,
-            start,
-            next: None,
-            marks: self.marks_of(at),
-            crosses: self.workshop.gates.now.is_some(),
-            breakpoints: self.breakpoints.in_ram_page(at.page()),
-            from_flags: wanted.from_flags || (stress && start % 4 < 2),
+        let page = at.0 & !PAGE_MASK;
+        let reads = |offset: u16, into: &mut [u8]| {
+            cpu.ram.load_bytes(RamOffset(page + u64::from(offset)), into);
         };
-        let mut next_at = None;
-        if plan::is_on_two_pages(&page, start) {
-            let next = self.next_page(cpu, wanted)?;
-            self.sync(cpu.ram, statistics);
-            source.next = Some(self.next_page_bytes(cpu, next));
-            next_at = Some(next);
-        }
+        let next_at = match plan::is_on_two_pages(&reads, start) {
+            true => Some(self.next_page(cpu, wanted)?),
+            false => None,
+        };
+        self.sync(cpu.ram, statistics);
         if mode.kernel {
             for side in [SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY] {
                 self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
             }
         }
         cpu.vcpu.toil();
+        let stress = self.workshop.options.shadow == Shadowing::Always;
+        let source = Source {
+            read: &|offset, into| {
+                cpu.ram.load_bytes(RamOffset(page + u64::from(offset)), into);
+            },
+            start,
+            next: next_at.map(|next| self.next_page_bytes(cpu, next)),
+            marks: self.marks_of(at),
+            crosses: self.workshop.gates.now.is_some(),
+            breakpoints: self.breakpoints.in_ram_page(at.page()),
+            from_flags: wanted.from_flags || (stress && start % 4 < 2),
+        };
         let mut block = self.make(wanted, &source);
         if self.regions.current().used + block.code.len() > self.regions.current().end {
             self.turn(statistics);

@@ -24,6 +24,8 @@ const BRANCHES_MAX: usize = 8;
 const LONG: usize = 40;
 /// Nor does it repeat a loop that is longer than this with one more copy of it.
 const REPEATED: usize = 32;
+/// Bytes that instructions in a row are looked for in at once.
+const WINDOW: usize = 1024;
 /// Which translation of some code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Variant {
@@ -55,7 +57,8 @@ impl End {
 
 /// Guest code to be translated.
 pub(crate) struct Source<'a> {
-    pub(crate) page: &'a [u8; 4096],
+    /// Copies bytes of the page from an offset on.
+    pub(crate) read: &'a dyn Fn(u16, &mut [u8]),
     /// Offset of the block.
     pub(crate) start: u16,
     /// The page behind it, if the instruction at `start` reaches into it.
@@ -188,11 +191,14 @@ impl Plan {
 }
 
 /// Whether the instruction at `start` reaches into the next page.
-pub(crate) fn is_on_two_pages(page: &[u8; 4096], start: u16) -> bool {
-    let window = &page[usize::from(start)..];
-    if window.len() >= INSTRUCTION_SIZE_MAX {
+pub(crate) fn is_on_two_pages(read: &dyn Fn(u16, &mut [u8]), start: u16) -> bool {
+    let left = 4096 - usize::from(start);
+    if left >= INSTRUCTION_SIZE_MAX {
         return false;
     }
+    let mut window = [0; INSTRUCTION_SIZE_MAX];
+    let window = &mut window[..left];
+    read(start, window);
     let mut decoder = Decoder::new(64, window, DecoderOptions::NONE);
     decoder.decode().is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
 }
@@ -245,7 +251,8 @@ fn discover_on_two(
     next: &NextPage,
     factory: &mut InstructionInfoFactory,
 ) -> Plan {
-    let mut bytes = source.page[usize::from(source.start)..].to_vec();
+    let mut bytes = vec![0; 4096 - usize::from(source.start)];
+    (source.read)(source.start, &mut bytes);
     bytes.extend(next.bytes);
     let start = source.start;
     let instruction = Decoder::with_ip(64, &bytes, u64::from(start), DecoderOptions::NONE).decode();
@@ -296,7 +303,10 @@ impl Discovery<'_> {
         source: &Source<'_>,
         from: u16,
     ) -> Result<End, u16> {
-        let window = &source.page[usize::from(from)..];
+        let mut window = [0; WINDOW];
+        let end = usize::from(from).saturating_add(WINDOW).min(4096);
+        let window = &mut window[..end - usize::from(from)];
+        (source.read)(from, window);
         let mut decoder = Decoder::with_ip(64, window, u64::from(from), DecoderOptions::NONE);
         let extent = |end: u64| (from, (end as u16).max(from + 1));
         loop {
@@ -309,8 +319,8 @@ impl Discovery<'_> {
             }
             let instruction = decoder.decode();
             if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-                // It will be a block of its own; a jump may have led to it.
-                self.extents.push(extent(4096));
+                // It will begin a block, or be one of its own; a jump may have led to it.
+                self.extents.push(extent(if end == 4096 { 4096 } else { offset }));
                 return Ok(End::Limit);
             }
             let class = match classify(&instruction, mode) {

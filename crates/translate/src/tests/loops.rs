@@ -16,7 +16,11 @@ fn rounds(code: &[u8], variant: Variant) -> (usize, bool) {
     let breakpoints = BTreeSet::new();
     let (start, next, marks, crosses) = (0, None, None, false);
     let from_flags = false;
-    let source = Source { page: &page, start, next, marks, crosses, breakpoints, from_flags };
+    let read = |offset: u16, into: &mut [u8]| {
+        into.copy_from_slice(&page[usize::from(offset)..][..into.len()]);
+    };
+    let read = &read;
+    let source = Source { read, start, next, marks, crosses, breakpoints, from_flags };
     let mut factory = InstructionInfoFactory::new();
     let (options, mode) = (Options::default(), Mode::default());
     let plan = plan::discover(options, mode, variant, &source, &mut factory, Vec::new());
