@@ -64,28 +64,16 @@ impl Emitter<'_> {
         if index == Register::None {
             self.code.lea(to, base.ok_or(Unsupported)?, disp);
         } else {
-            let index = self.index_part(number(index), base);
+            // RDI may lead to a group where accesses are looked up.
+            let first = base != Some(host::RDI) && (self.direct || base == Some(host::RSI));
+            let scratch = if first { host::RDI } else { self.second() };
+            let index = part(self, number(index), scratch);
             self.code.lea_scaled(to, base, (index, scale), disp);
         }
         if narrow {
             self.truncate(to);
         }
         Ok(())
-    }
-
-    /// An index, in a register that is not the base's.
-    fn index_part(&mut self, index: u8, base: Option<u8>) -> u8 {
-        match HOME[usize::from(index)] {
-            Home::Word(word) if self.mirrors.find(word).is_none() => {
-                // RDI may lead to a group where accesses are looked up.
-                let first = base != Some(host::RDI) && (self.direct || base == Some(host::RSI));
-                let scratch = if first { host::RDI } else { self.second_scratch() };
-                self.free(scratch);
-                self.code.op_word(Op::Load, scratch, word);
-                scratch
-            }
-            _ => part(self, index, host::RDI),
-        }
     }
 
     /// `mov r32, r32` to itself: zeroes the upper half.

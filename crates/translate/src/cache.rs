@@ -23,7 +23,7 @@ use crate::breakpoints::Breakpoints;
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::crossing::Gates;
-use crate::fetch::{fetch_place, mark_code};
+use crate::fetch::{fetch_place, mark_code, page_reader};
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::linear::Linear;
 use crate::options::{Options, Shadowing};
@@ -438,12 +438,8 @@ impl Cache {
         statistics: &mut Statistics,
     ) -> Option<u32> {
         let Wanted { at, mode, .. } = wanted;
-        let start = (at.0 & PAGE_MASK) as u16;
-        let page = at.0 & !PAGE_MASK;
-        let reads = |offset: u16, into: &mut [u8]| {
-            cpu.ram.load_bytes(RamOffset(page + u64::from(offset)), into);
-        };
-        let next_at = match plan::is_on_two_pages(&reads, start) {
+        let on_two = plan::is_on_two_pages(&page_reader(cpu.ram, at), wanted.key().0);
+        let next_at = match on_two {
             true => Some(self.next_page(cpu, wanted)?),
             false => None,
         };
@@ -454,23 +450,7 @@ impl Cache {
             }
         }
         cpu.vcpu.toil();
-        let stress = self.workshop.options.shadow == Shadowing::Always;
-        let source = Source {
-            read: &|offset, into| {
-                cpu.ram.load_bytes(RamOffset(page + u64::from(offset)), into);
-            },
-            start,
-            next: next_at.map(|next| self.next_page_bytes(cpu, next)),
-            marks: self.marks_of(at),
-            crosses: self.workshop.gates.now.is_some(),
-            breakpoints: self.breakpoints.in_ram_page(at.page()),
-            from_flags: wanted.from_flags || (stress && start % 4 < 2),
-        };
-        let mut block = self.make(wanted, &source);
-        if self.regions.current().used + block.code.len() > self.regions.current().end {
-            self.turn(statistics);
-            block = self.make(wanted, &source);
-        }
+        let block = self.make_in_room(cpu, wanted, next_at, statistics);
         for &(first, end) in &block.extents {
             let (first, end) = (u64::from(first), u64::from(end).min(PAGE_SIZE));
             mark_code(cpu, RamOffset((at.0 & !PAGE_MASK) + first), end - first);
@@ -501,6 +481,33 @@ impl Cache {
     /// Where the marks of executed code of the page at `at` are, if there are any.
     fn marks_of(&self, at: RamOffset) -> Option<u64> {
         self.marks.map(|marks| marks + (at.0 & !PAGE_MASK) / VISIT_SIZE)
+    }
+
+    /// The block for `wanted`, which may reach into the page at `next_at`, where there is room.
+    fn make_in_room(
+        &mut self,
+        cpu: &Cpu<'_>,
+        wanted: Wanted,
+        next_at: Option<RamOffset>,
+        statistics: &mut Statistics,
+    ) -> Block {
+        let (at, start) = (wanted.at, wanted.key().0);
+        let stress = self.workshop.options.shadow == Shadowing::Always;
+        let source = Source {
+            read: &page_reader(cpu.ram, at),
+            start,
+            next: next_at.map(|next| self.next_page_bytes(cpu, next)),
+            marks: self.marks_of(at),
+            crosses: self.workshop.gates.now.is_some(),
+            breakpoints: self.breakpoints.in_ram_page(at.page()),
+            from_flags: wanted.from_flags || (stress && start % 4 < 2),
+        };
+        let mut block = self.make(wanted, &source);
+        if self.regions.current().used + block.code.len() > self.regions.current().end {
+            self.turn(statistics);
+            block = self.make(wanted, &source);
+        }
+        block
     }
 
     fn make(&mut self, wanted: Wanted, source: &Source<'_>) -> Block {

@@ -1,7 +1,8 @@
 //! Guest code where it is in RAM.
 
 use cpu::{Access, Cpu, Place};
-use memory::RamOffset;
+use memory::{Ram, RamOffset};
+use types::PAGE_MASK;
 
 /// Where the code at `gva` is, unless fetching there raises something or it is not RAM.
 pub(crate) fn fetch_place(cpu: &mut Cpu<'_>, gva: u64) -> Option<RamOffset> {
@@ -14,6 +15,12 @@ pub(crate) fn fetch_place(cpu: &mut Cpu<'_>, gva: u64) -> Option<RamOffset> {
             _ => None,
         },
     }
+}
+
+/// What copies bytes of the page of `at`, from an offset in it on.
+pub(crate) fn page_reader(ram: &Ram, at: RamOffset) -> impl Fn(u16, &mut [u8]) + '_ {
+    let page = at.0 & !PAGE_MASK;
+    move |offset, into| ram.load_bytes(RamOffset(page + u64::from(offset)), into)
 }
 
 /// Has writes to the code noticed.

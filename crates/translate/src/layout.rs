@@ -3,7 +3,8 @@
 //! ```text
 //! host RSP       the words below (`word`), behind the TLB's entries; the stack above them is for
 //!                exit numbers, and for signals that ask for no stack of their own
-//! host RAX       the guest's status flags as LAHF and SETO leave them, or nothing ([`Flags`])
+//! host RAX       the guest's status flags as LAHF and SETO leave them, or nothing ([`Flags`]); or
+//!                scratch ([`crate::mirror`])
 //! host RDI, RSI  scratch: the address of an access and its TLB index; or in RSI the budget
 //!                ([`Budget`])
 //! other twelve   guest registers, see [`HOME`]; four guest registers are kept in words

@@ -83,7 +83,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Whether RAX is one of them: it is where nothing but branches moves flags to AX, and none are
+    /// Whether RAX is one of them: in code whose accesses move no flags to AX, while none are
     /// there.
     fn has_rax(&self) -> bool {
         self.direct && self.flags == Flags::Host
@@ -109,9 +109,14 @@ impl Emitter<'_> {
         scratch
     }
 
-    /// A scratch register besides RDI, free for anything. Keeps flags.
+    /// The scratch register that is used besides RDI.
+    pub(crate) fn second(&self) -> u8 {
+        if self.has_rax() { host::RAX } else { host::RSI }
+    }
+
+    /// The same, free for anything. Keeps flags.
     pub(crate) fn second_scratch(&mut self) -> u8 {
-        let scratch = if self.has_rax() { host::RAX } else { host::RSI };
+        let scratch = self.second();
         self.free(scratch);
         scratch
     }
