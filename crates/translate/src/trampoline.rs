@@ -46,6 +46,8 @@ fn vector(number: usize) -> i32 {
     (offset_of!(Registers, ymm) + 32 * number) as i32
 }
 
+const VZEROUPPER: [u8; 3] = [0xc5, 0xf8, 0x77];
+
 const CALLEE_SAVED: [u8; 6] = [host::RBX, host::RBP, 12, 13, 14, 15];
 
 fn push(code: &mut Assembler, register: u8, pop: bool) {
@@ -55,11 +57,26 @@ fn push(code: &mut Assembler, register: u8, pop: bool) {
     code.put(&[if pop { 0x58 } else { 0x50 } | (register & 7)]);
 }
 
-/// `vmovups` between a vector register and `[rdi + displacement]`.
-fn move_vector(code: &mut Assembler, store: bool, number: usize) {
-    let prefix = if number >= 8 { 0x7c } else { 0xfc };
-    code.put(&[0xc5, prefix, 0x10 | u8::from(store), 0x87 | ((number as u8 & 7) << 3)]);
-    code.put(&vector(number).to_le_bytes());
+/// Opcodes between a vector register and memory.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Vector {
+    Load = 0x10,
+    Store = 0x11,
+    Or = 0x56,
+}
+
+/// `op register, [rdi + displacement]` for 16 or, if `whole`, 32 bytes; OR has XMM0 alone.
+fn vector_op(code: &mut Assembler, op: Vector, number: usize, whole: bool, displacement: i32) {
+    let prefix = if number >= 8 { 0x78 } else { 0xf8 } | (u8::from(whole) << 2);
+    code.put(&[0xc5, prefix, op as u8, 0x87 | ((number as u8 & 7) << 3)]);
+    code.put(&displacement.to_le_bytes());
+}
+
+fn load_vectors(code: &mut Assembler, whole: bool) {
+    for number in 0..16 {
+        vector_op(code, Vector::Load, number, whole, vector(number));
+    }
 }
 
 /// `ldmxcsr` or `stmxcsr` of `[rdi + displacement]`.
@@ -134,11 +151,11 @@ fn exit(code: &mut Assembler, save_x87: usize) {
     code.op_word(Op::Load, host::RDI, layout::REGISTERS);
     let skip = unless_loaded(code, layout::VECTORS);
     for number in 0..16 {
-        move_vector(code, true, number);
+        vector_op(code, Vector::Store, number, true, vector(number));
     }
     move_mxcsr(code, true);
     code.plain_word(&[0x0f, 0xae], 2, layout::HOST_MXCSR); // ldmxcsr
-    code.put(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    code.put(&VZEROUPPER);
     let here = code.here();
     code.bind(skip, here);
     code.op_word(Op::Load, host::RSP, layout::HOST_RSP);
@@ -148,12 +165,25 @@ fn exit(code: &mut Assembler, save_x87: usize) {
     code.put(&[0xc3]);
 }
 
+/// Upper halves that are 0 are not loaded: a processor that knows of them would have to keep them
+/// in whatever an SSE instruction writes, which then waits for the register's former value.
 fn vectors(code: &mut Assembler) {
     code.begin_called();
     code.op_word(Op::Load, host::RDI, layout::REGISTERS);
-    for number in 0..16 {
-        move_vector(code, false, number);
+    code.put(&VZEROUPPER);
+    vector_op(code, Vector::Load, 0, false, vector(0) + 16);
+    for number in 1..16 {
+        vector_op(code, Vector::Or, 0, false, vector(number) + 16);
     }
+    code.put(&[0xc4, 0xe2, 0x79, 0x17, 0xc0]); // vptest xmm0, xmm0
+    let upper = code.jump_if(condition::NOT_EQUAL);
+    load_vectors(code, false);
+    let loaded = code.jump();
+    let here = code.here();
+    code.bind(upper, here);
+    load_vectors(code, true);
+    let here = code.here();
+    code.bind(loaded, here);
     move_mxcsr(code, false);
     code.set_flag(layout::VECTORS);
     code.end_called();
