@@ -12,6 +12,7 @@ use iced_x86::{Instruction, Register};
 
 use crate::assembler::{Op, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
+use crate::direct::{Operand, Uses};
 use crate::group::Address;
 use crate::layout::{self, Flags, HOME, Home, host};
 use crate::plan::Planned;
@@ -91,6 +92,11 @@ impl Emitter<'_> {
             return Err(Unsupported);
         }
         let guest = number(target);
+        if self.direct
+            && let Some(operand) = self.renamed(instruction, Uses { words: 1, ..Uses::default() })
+        {
+            return self.load_renamed(operand, guest, target.size());
+        }
         let base = instruction.memory_base();
         let base_in_host = base == Register::None
             || (base.is_gpr() && matches!(HOME[usize::from(number(base))], Home::Host(_)));
@@ -106,6 +112,24 @@ impl Emitter<'_> {
         }
         self.operand_offset(instruction, to)?;
         if target.size() == 4 {
+            self.truncate(to);
+        }
+        self.defer_home(to, guest);
+        Ok(())
+    }
+
+    /// LEA of an operand in host registers.
+    fn load_renamed(&mut self, operand: Operand, guest: u8, size: usize) -> Emitted {
+        let to = match HOME[usize::from(guest)] {
+            Home::Host(host) => host,
+            home @ Home::Word(_) => self.choose_scratch(home, &operand.scratch())?,
+        };
+        let Operand { base, index, displacement } = operand;
+        match index {
+            None => self.code.lea(to, base, displacement),
+            Some(index) => self.code.lea_scaled(to, Some(base), index, displacement),
+        }
+        if size == 4 {
             self.truncate(to);
         }
         self.defer_home(to, guest);

@@ -16,7 +16,7 @@ use crate::entry::Entries;
 use crate::flags::Redo;
 use crate::group::{Group, Member};
 use crate::layout::{self, Budget, Flags, host};
-use crate::mirror::Mirrors;
+use crate::mirror::{Mirrors, Needs, are_many};
 use crate::options::Options;
 use crate::plan::{self, End, Plan, Planned, Source, Variant};
 use crate::site::{FaultSite, Faults, Site, SiteId, Why};
@@ -79,6 +79,7 @@ pub(crate) struct Emitter<'a> {
     redos: Vec<Redo>,
     redo: Option<u8>,
     pub(crate) mirrors: Mirrors,
+    pub(crate) needs: Needs,
     /// Branches that were taken off the budget and have not retired yet.
     pub(crate) unretired: u8,
     /// The group whose address RDI holds, and what it held before this instruction.
@@ -174,6 +175,7 @@ impl<'a> Emitter<'a> {
             redos,
             redo: None,
             mirrors: Mirrors::default(),
+            needs: Needs::default(),
             unretired: 0,
             held: None,
             was_held: None,
@@ -189,6 +191,7 @@ impl<'a> Emitter<'a> {
         self.next = source.start;
         self.prologue(plan, source.from_flags);
         self.mark(plan, source);
+        let many = self.direct && are_many(&plan.insns);
         if let Some(next) = &source.next
             && !plan.insns.is_empty()
         {
@@ -203,6 +206,7 @@ impl<'a> Emitter<'a> {
                 }
             }
             self.was_held = self.held.take();
+            self.needs = Needs::at(&plan.insns, index, self.direct, many);
             self.instruction(planned).map_err(|Unsupported| index)?;
             if self.direct && planned.near.moves {
                 self.offset = self.next;
@@ -230,9 +234,9 @@ impl<'a> Emitter<'a> {
         let instruction = &planned.instruction;
         match planned.class {
             Class::Nothing | Class::Compute { .. } | Class::Address => {}
-            Class::Branch if planned.inside => self.store_mirrors(),
+            Class::Branch if planned.inside => {}
             Class::Branch => self.drop_mirrors(),
-            Class::Stack if self.direct => self.drop_mirrors(),
+            Class::Stack if self.direct => {}
             _ => self.end_mirrors(),
         }
         match planned.class {

@@ -9,10 +9,11 @@ use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::Unit;
-use crate::direct;
+use crate::direct::{self, Uses};
 use crate::effects::{Effects, is_read};
 use crate::flags;
 use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
+use crate::mirror::Taken;
 use crate::plan::Planned;
 use crate::site::Faults;
 
@@ -32,9 +33,6 @@ struct Placing {
     natural_rax: bool,
     moved: SmallVec<[Moved; 4]>,
 }
-
-/// Scratch registers that an instruction uses.
-type Taken = SmallVec<[u8; 4]>;
 
 /// The code whose operands can be renamed.
 fn general_form(code: Code) -> Code {
@@ -188,6 +186,16 @@ fn names_high_byte(instruction: &Instruction) -> bool {
     gpr_operands(instruction).any(|(_, register)| is_high_byte(register))
 }
 
+fn uses_of(instruction: &Instruction) -> Uses {
+    let low = names_high_byte(instruction);
+    let names_rax = gpr_operands(instruction).any(|(_, register)| number(register) == 0);
+    let in_word = |(_, register): &(u32, Register)| {
+        matches!(HOME[usize::from(number(*register))], Home::Word(_))
+    };
+    let words = gpr_operands(instruction).filter(in_word).count();
+    Uses { low, natural_rax: has_implicit_rax(instruction) || (low && names_rax), words }
+}
+
 impl Emitter<'_> {
     pub(crate) fn compute(&mut self, planned: &Planned, unit: Unit) -> Emitted {
         let guest = &planned.instruction;
@@ -200,7 +208,7 @@ impl Emitter<'_> {
         let may_go = direct::may_go(unit, access == Some(Access::Write));
         let direct = memory && may_go && self.is_direct(guest.memory_size().size());
         let operand = match direct {
-            true => Some(self.direct_operand(planned, names_high_byte(guest))?),
+            true => Some(self.direct_operand(planned, uses_of(guest))?),
             false => None,
         };
         match planned.operand {
@@ -231,9 +239,6 @@ impl Emitter<'_> {
             self.load_moved(*moved);
         }
         let faults = unit != Unit::Integer || may_fault(guest);
-        if faults {
-            self.store_mirrors();
-        }
         if placing.natural_rax {
             self.code.copy(host::RAX, GUEST_RAX);
         }
@@ -370,7 +375,7 @@ impl Emitter<'_> {
             other.set_code(mirrored(other.code())?);
         }
         let writes = !is_read(effects.operand(op));
-        if !takes_memory(&other, op) {
+        if !takes_memory(&other, op) || self.is_worth_holding(word) {
             return None;
         }
         other.set_op_kind(op, OpKind::Memory);
@@ -407,17 +412,16 @@ impl Emitter<'_> {
             let at_rdi = direct::Operand { base: host::RDI, index: None, displacement: 0 };
             set_memory(&mut instruction, direct.unwrap_or(at_rdi));
         }
-        let high_byte = names_high_byte(guest);
-        let names_rax = gpr_operands(guest).any(|(_, register)| number(register) == 0);
-        let natural_rax = has_implicit_rax(guest) || (high_byte && names_rax);
+        let Uses { low: high_byte, natural_rax, .. } = uses_of(guest);
         let effects = &planned.effects;
         let in_word =
             if memory || high_byte { None } else { self.use_word(effects, &mut instruction) };
         let mut placing = Placing { instruction, natural_rax, moved: SmallVec::new() };
-        let mut taken = Taken::new();
-        if memory && direct.is_none_or(|operand| operand.base == host::RDI) {
-            taken.push(host::RDI);
-        }
+        let mut taken = match direct {
+            Some(operand) => operand.scratch(),
+            None if memory => Taken::from_slice(&[host::RDI]),
+            None => Taken::new(),
+        };
         if natural_rax {
             self.free(host::RAX);
             taken.push(host::RAX);

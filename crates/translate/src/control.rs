@@ -179,7 +179,7 @@ impl Emitter<'_> {
     fn target_address(&mut self, planned: &Planned) -> Emitted {
         let instruction = &planned.instruction;
         if instruction.op0_kind() == OpKind::Memory && self.is_direct(8) {
-            self.direct_load(host::RDI, planned)?;
+            self.direct_load(planned)?;
         } else if instruction.op0_kind() == OpKind::Memory {
             let at = self.operand(planned, Access::Read)?;
             self.code.op_memory(Op::Load, host::RDI, host::RDI, at);

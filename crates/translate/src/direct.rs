@@ -6,7 +6,7 @@
 //! ```
 //! The check changes no flags and has no branch, and nothing waits for what it loads; if it may not
 //! be loaded, it faults. It is left out where an address near by was checked earlier in the block.
-//! Where an instruction may fault, all words are right and it is known where the flags are
+//! Where an instruction may fault it is known where flags, the budget and guest registers are
 //! ([`FaultSite`]).
 
 use cpu::{Access, tlb};
@@ -18,6 +18,7 @@ use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::Unit;
 use crate::group::BESIDE_MAX;
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
+use crate::mirror::{Taken, is_scratch};
 use crate::plan::Planned;
 use crate::site::{FaultSite, Faults};
 
@@ -33,37 +34,43 @@ pub(crate) struct Operand {
     pub(crate) displacement: i32,
 }
 
+impl Operand {
+    /// The scratch registers in it.
+    pub(crate) fn scratch(&self) -> Taken {
+        let registers = [Some(self.base), self.index.map(|(index, _)| index)];
+        registers.into_iter().flatten().filter(|register| is_scratch(*register)).collect()
+    }
+}
+
 /// Whether an access of an instruction of the unit may go by the host's page tables. Whether an x87
 /// store with an unmasked exception faults for its address is up to the processor.
 pub(crate) fn may_go(unit: Unit, write: bool) -> bool {
     unit != Unit::X87 || !write
 }
 
-/// A general register that is kept in a host register.
-fn in_host(register: Register) -> Option<u8> {
-    if !register.is_gpr64() {
-        return None;
-    }
-    match HOME[usize::from(number(register))] {
-        Home::Host(host) => Some(host),
-        Home::Word(_) => None,
-    }
+/// What an instruction does with registers besides.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Uses {
+    /// Its operand can have no register that needs a REX prefix.
+    pub(crate) low: bool,
+    /// It has guest RAX in host RAX.
+    pub(crate) natural_rax: bool,
+    /// Guest registers kept in words that it names, at most.
+    pub(crate) words: usize,
 }
 
-/// The operand with its registers renamed, if they are in host registers; only those that need no
-/// REX prefix if `low`.
-fn renamed(instruction: &Instruction, low: bool) -> Option<Operand> {
+/// The base and the index of the operand by guest number, where the host can have the like.
+fn plain(instruction: &Instruction) -> Option<(u8, Option<u8>, i32)> {
     if matches!(instruction.memory_segment(), Register::FS | Register::GS) {
         return None;
     }
-    let fits = |register: &u8| !low || *register < 8;
-    let base = in_host(instruction.memory_base()).filter(fits)?;
-    let index = match instruction.memory_index() {
-        Register::None => None,
-        register => Some((in_host(register).filter(fits)?, instruction.memory_index_scale() as u8)),
-    };
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    if !base.is_gpr64() || !(index == Register::None || index.is_gpr64()) {
+        return None;
+    }
     let displacement = i32::try_from(instruction.memory_displacement64() as i64).ok()?;
-    Some(Operand { base, index, displacement })
+    let index = (index != Register::None).then(|| number(index));
+    Some((number(base), index, displacement))
 }
 
 impl Emitter<'_> {
@@ -72,15 +79,44 @@ impl Emitter<'_> {
         self.direct && (1..=64).contains(&size)
     }
 
-    /// Where the memory operand is, checked; what RDI holds after it may be part of that.
+    /// The operand with its registers renamed; those kept in words come to scratch registers.
+    pub(crate) fn renamed(&mut self, instruction: &Instruction, uses: Uses) -> Option<Operand> {
+        let (base, index, displacement) = plain(instruction)?;
+        let home = |guest: u8| HOME[usize::from(guest)];
+        let fits = |guest| !matches!(home(guest), Home::Host(8..)) || !uses.low;
+        let in_word = |guest| matches!(home(guest), Home::Word(_));
+        // One more for the check.
+        let words = usize::from(in_word(base)) + usize::from(index.is_some_and(in_word));
+        let room = self.has_scratch_for(words + uses.words.max(1), uses.natural_rax);
+        if !fits(base) || !index.is_none_or(fits) || !room {
+            return None;
+        }
+        let mut taken = Taken::new();
+        if uses.natural_rax {
+            taken.push(host::RAX);
+        }
+        let base = self.held_part(base, &mut taken).ok()?;
+        let index = match index {
+            Some(index) => {
+                let scale = instruction.memory_index_scale() as u8;
+                Some((self.held_part(index, &mut taken).ok()?, scale))
+            }
+            None => None,
+        };
+        Some(Operand { base, index, displacement })
+    }
+
+    /// Where the memory operand is, checked.
     pub(crate) fn direct_operand(
         &mut self,
         planned: &Planned,
-        low: bool,
+        uses: Uses,
     ) -> Result<Operand, Unsupported> {
         let instruction = &planned.instruction;
-        self.store_mirrors();
-        if let Some(operand) = renamed(instruction, low) {
+        if uses.natural_rax {
+            self.free(host::RAX);
+        }
+        if let Some(operand) = self.renamed(instruction, uses) {
             if !planned.near.operand {
                 self.check_renamed(operand);
             }
@@ -94,12 +130,12 @@ impl Emitter<'_> {
             _ => None,
         };
         if let Some(base) = base {
-            let scratch = self.second_scratch();
+            let scratch = self.any_scratch(&[host::RDI]);
             self.code.op_word(Op::Load, scratch, base);
             self.code.lea_scaled(host::RDI, Some(host::RDI), (scratch, 1), 0);
         }
         if !planned.near.operand {
-            let scratch = self.second_scratch();
+            let scratch = self.any_scratch(&[host::RDI]);
             self.check_address(host::RDI, scratch);
         }
         Ok(Operand { base: host::RDI, index: None, displacement: 0 })
@@ -108,7 +144,7 @@ impl Emitter<'_> {
     /// Checks an address in registers: that of the base if the operand is beside it.
     fn check_renamed(&mut self, operand: Operand) {
         let Operand { base, index, displacement } = operand;
-        let scratch = self.any_scratch();
+        let scratch = self.any_scratch(&operand.scratch());
         match index {
             None if i64::from(displacement).abs() <= BESIDE_MAX => {
                 self.check_address(base, scratch)
@@ -139,8 +175,8 @@ impl Emitter<'_> {
     /// What was emitted from `start` on may fault.
     pub(crate) fn note_fault(&mut self, start: u32, faults: Faults) {
         let Emitter { offset, unretired, flags, budget, .. } = *self;
-        let end = self.place();
-        self.faults.push(FaultSite { start, end, offset, unretired, flags, budget, faults });
+        let (size, held) = ((self.place() - start) as u8, self.mirrors.held());
+        self.faults.push(FaultSite { start, size, offset, unretired, flags, budget, faults, held });
     }
 
     /// `op register, [operand]`, an access of 64 bits.
@@ -157,15 +193,15 @@ impl Emitter<'_> {
 
     /// Checks the stack pointer. All code by the host's page tables relies on that.
     pub(crate) fn check_stack_pointer(&mut self, faults: Faults) {
-        let scratch = self.any_scratch();
-        self.store_mirrors();
+        let scratch = self.any_scratch(&[]);
         self.check_for(GUEST_RSP, scratch, faults);
     }
 
     /// Checks the address in `register`, a stack pointer, unless one near by was.
     pub(crate) fn check_stack(&mut self, planned: &Planned, register: u8) {
         if !planned.near.stack {
-            self.check_address(register, host::RDI);
+            let scratch = self.any_scratch(&[]);
+            self.check_address(register, scratch);
         }
     }
 
@@ -181,10 +217,11 @@ impl Emitter<'_> {
         self.direct_op(Op::Load, register, operand);
     }
 
-    /// The eight bytes of the memory operand to `register`.
-    pub(crate) fn direct_load(&mut self, register: u8, planned: &Planned) -> Emitted {
-        let operand = self.direct_operand(planned, false)?;
-        self.direct_op(Op::Load, register, operand);
+    /// The eight bytes of the memory operand to RDI.
+    pub(crate) fn direct_load(&mut self, planned: &Planned) -> Emitted {
+        let operand = self.direct_operand(planned, Uses::default())?;
+        self.free(host::RDI);
+        self.direct_op(Op::Load, host::RDI, operand);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What an instruction does with its operands, asked of the decoder's tables once for each.
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess};
+use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, UsedRegister};
 
 use crate::address::number;
 
@@ -12,6 +12,8 @@ const OPERANDS_MAX: usize = 5;
 pub(crate) struct Effects {
     /// The general registers it writes, or may, a bit for each.
     pub(crate) written: u16,
+    /// Those that it reads, or may.
+    pub(crate) read: u16,
     /// What it does with memory, if it accesses one place.
     pub(crate) memory: Option<OpAccess>,
     operands: [OpAccess; OPERANDS_MAX],
@@ -30,12 +32,19 @@ impl Effects {
             .iter()
             .filter(|used| used.register().is_gpr() && !is_read(used.access()))
             .fold(0, |bits, used| bits | 1 << number(used.register()));
+        let partly = |used: &UsedRegister| used.register().size() < 4;
+        let read = info
+            .used_registers()
+            .iter()
+            .filter(|used| used.register().is_gpr())
+            .filter(|used| used.access() != OpAccess::Write || partly(used))
+            .fold(0, |bits, used| bits | 1 << number(used.register()));
         let memory = match info.used_memory() {
             [used] => Some(used.access()),
             _ => None,
         };
         let operands = std::array::from_fn(|operand| info.op_access(operand as u32));
-        Effects { written, memory, operands }
+        Effects { written, read, memory, operands }
     }
 
     /// What it does with operand `number`.

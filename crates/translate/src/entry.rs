@@ -23,6 +23,10 @@ use crate::site::{Faults, Why};
 use crate::stub::Stub;
 use crate::trampoline::Trampolines;
 
+/// Before its last branches a run leaves code that takes a fault when the budget ends, if it comes
+/// from AX: a fault takes as long as so many branches of careful blocks.
+const BUDGET_MARGIN: i32 = 200;
+
 /// Offsets of a block's entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entries {
@@ -38,7 +42,7 @@ impl Emitter<'_> {
             |unit| plan.insns.iter().any(|planned| planned.class == Class::Compute { unit });
         let (vectors, x87) = (units(Unit::Vectors), units(Unit::X87));
         let words = vectors || x87 || self.workshop.options.count_instructions;
-        if self.direct && from_flags && !words {
+        if self.direct && (from_flags || plan.loops()) && !words {
             return self.begin_in_registers(plan);
         }
         self.begin_in_words(plan);
@@ -90,6 +94,7 @@ impl Emitter<'_> {
         self.entries.saved = 0;
         self.check_stack_on_entry();
         self.code.op_word(Op::Load, host::RSI, layout::BUDGET);
+        self.compare_budget();
         self.code.restore_flags();
         self.entries.host = self.code.here() as u32;
         (self.flags, self.budget) = (Flags::Host, Budget::Rsi);
@@ -103,6 +108,17 @@ impl Emitter<'_> {
         let start = self.place();
         self.load_byte(host::RDI, layout::BUDGET_BYTES);
         self.note_fault(start, Faults::Budget);
+    }
+
+    /// Goes over to the careful block if the budget, in RSI, hardly lasts: few of the runs that end
+    /// then take a fault for it.
+    fn compare_budget(&mut self) {
+        let branches = std::mem::take(&mut self.unretired);
+        self.code.put(&[0x48, 0x81, 0xfe]); // cmp rsi, imm32
+        self.code.put(&(i32::from(branches) + BUDGET_MARGIN).to_le_bytes());
+        let jump = self.code.jump_if(condition::BELOW_OR_EQUAL);
+        self.careful_if(jump);
+        self.unretired = branches;
     }
 
     /// Before the block's branches were taken off the budget.

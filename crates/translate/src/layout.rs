@@ -58,6 +58,8 @@ pub(crate) const BUDGET: i32 = word(0);
 /// Linear address of the page whose code runs.
 pub(crate) const PAGE: i32 = word(1);
 const SPILLED: usize = 2;
+/// Guest registers that are kept in words.
+pub(crate) const SPILLED_COUNT: usize = 4;
 const GROUPS: usize = 6;
 /// 1 once the host's vector registers and MXCSR are the guest's; kept when translated code is left
 /// for a moment, so that they are loaded again.
@@ -118,6 +120,11 @@ pub(crate) const FAULT_ADDRESS: i32 = word(44);
 pub(crate) const fn group(number: usize) -> i32 {
     assert!(number < GROUPS_MAX);
     word(GROUPS + number)
+}
+
+/// Which of the guest registers that are kept in words is the one of this word.
+pub(crate) fn spilled(word: i32) -> usize {
+    word as usize / 8 - SPILLED
 }
 
 /// Where each guest register is kept, by its number.

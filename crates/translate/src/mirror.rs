@@ -1,12 +1,83 @@
 //! Guest registers that are kept in words, held in scratch registers for as long as nothing else
-//! needs those: loaded once, and stored when their place is taken or the block may leave.
+//! needs those: loaded once, and stored when their place is taken or the block is left. Whose place
+//! is taken is told by who is read last; the budget in RSI takes part in that.
+
+use smallvec::SmallVec;
 
 use crate::assembler::Op;
 use crate::block::{Emitter, Unsupported};
-use crate::layout::{Budget, Flags, HOME, Home, host};
+use crate::classify::Class;
+use crate::layout::{self, Budget, Flags, HOME, Home, SPILLED_COUNT, host};
+use crate::plan::Planned;
 
 /// The scratch registers, in the order in which they are taken.
 const SCRATCH: [u8; 3] = [host::RAX, host::RSI, host::RDI];
+/// Where RAX, RSI and RDI are after a hardware exception.
+const SAVED: [i32; 3] = [layout::FAULT_RAX, layout::EXIT_INDEX, layout::EXIT_ADDRESS];
+
+/// Scratch registers that an instruction uses.
+pub(crate) type Taken = SmallVec<[u8; 4]>;
+
+pub(crate) fn is_scratch(register: u8) -> bool {
+    SCRATCH.contains(&register)
+}
+
+/// When somebody reads them: for each guest register that is kept in a word, the index of an
+/// instruction, or [`NEVER`].
+pub(crate) type Reads = [u8; SPILLED_COUNT];
+
+/// Nobody does in this block.
+const NEVER: u8 = 255;
+/// The budget is wanted back at the block's end.
+const AT_END: u8 = 254;
+/// A block with fewer reads of words leaves the budget where it is.
+const MANY: usize = 6;
+
+/// Notes in each instruction who reads words next.
+pub(crate) fn find_needs(insns: &mut [Planned]) {
+    let mut next = [NEVER; SPILLED_COUNT];
+    for (index, planned) in insns.iter_mut().enumerate().rev() {
+        // The fall-back engine reads the words themselves.
+        let read = if planned.class == Class::Step { 0 } else { planned.effects.read };
+        for (guest, home) in HOME.into_iter().enumerate() {
+            if let Home::Word(word) = home
+                && read & 1 << guest != 0
+            {
+                next[layout::spilled(word)] = index as u8;
+            }
+        }
+        planned.reads = next;
+    }
+}
+
+/// What is known of a block's words where an instruction is emitted.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Needs {
+    /// Nothing if this is `None`.
+    known: Option<Reads>,
+    /// After this instruction.
+    later: Reads,
+    /// The budget's: it stays where it is if there are few others.
+    budget: u8,
+}
+
+impl Needs {
+    /// At instruction `index`, if they are `known`.
+    pub(crate) fn at(insns: &[Planned], index: usize, known: bool, many: bool) -> Needs {
+        let reads = |index: usize| insns.get(index).map_or([NEVER; SPILLED_COUNT], |it| it.reads);
+        let known = known.then(|| reads(index));
+        let budget = if many { AT_END } else { index as u8 + 1 };
+        Needs { known, later: reads(index + 1), budget }
+    }
+}
+
+/// Whether a block reads words often enough for the budget to make room for them.
+pub(crate) fn are_many(insns: &[Planned]) -> bool {
+    let words = HOME.into_iter().enumerate().filter(|(_, home)| matches!(home, Home::Word(_)));
+    let words = words.fold(0, |bits, (guest, _)| bits | 1u16 << guest);
+    let reads = insns.iter().map(|it| (it.effects.read & words).count_ones() as usize);
+    reads.sum::<usize>() >= MANY
+}
 
 /// A word whose value a scratch register holds.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +88,23 @@ struct Mirror {
 }
 
 /// What the scratch registers hold.
-#[derive(Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mirrors {
     held: [Option<Mirror>; 3],
+}
+
+/// Words that are not right, by the scratch register that holds what they should: their numbers, or
+/// 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held([u8; 3]);
+
+impl Held {
+    /// Where each is after a hardware exception, and which guest register it is.
+    pub(crate) fn registers(self) -> impl Iterator<Item = (i32, usize)> {
+        let guest = |word: i32| HOME.into_iter().position(|home| home == Home::Word(word));
+        let saved = SAVED.into_iter().zip(self.0);
+        saved.filter_map(move |(saved, number)| Some((saved, guest(i32::from(number) * 8)?)))
+    }
 }
 
 /// Its number in `SCRATCH`.
@@ -40,6 +125,12 @@ impl Mirrors {
     pub(crate) fn find(&self, word: i32) -> Option<u8> {
         let holds = |scratch: &u8| self.held[index(*scratch)].is_some_and(|it| it.word == word);
         SCRATCH.into_iter().find(holds)
+    }
+
+    /// Those whose words are not right.
+    pub(crate) fn held(&self) -> Held {
+        let number = |mirror: Mirror| if mirror.dirty { (mirror.word / 8) as u8 } else { 0 };
+        Held(self.held.map(|mirror| mirror.map_or(0, number)))
     }
 
     /// Whether the register holds no word's value.
@@ -90,21 +181,39 @@ impl Emitter<'_> {
     }
 
     /// Those that there are.
-    fn scratch(&self) -> impl Iterator<Item = u8> + Clone + use<> {
+    fn scratch(&self) -> impl DoubleEndedIterator<Item = u8> + Clone + use<> {
         SCRATCH.into_iter().skip(usize::from(!self.has_rax()))
+    }
+
+    /// Whether an instruction has a scratch register for each of so many guest registers kept in
+    /// words.
+    pub(crate) fn has_scratch_for(&self, words: usize, natural_rax: bool) -> bool {
+        words + usize::from(natural_rax && self.has_rax()) <= self.scratch().count()
+    }
+
+    /// When what the register holds is read: the index of an instruction.
+    fn needed(&self, scratch: u8) -> u8 {
+        let counts = scratch == host::RSI && self.budget == Budget::Rsi;
+        match self.mirrors.held[index(scratch)] {
+            Some(mirror) => {
+                self.needs.known.map_or(AT_END, |reads| reads[layout::spilled(mirror.word)])
+            }
+            None if counts => self.needs.budget,
+            None if scratch == host::RDI && self.holds_group() => 0,
+            None => NEVER,
+        }
     }
 
     /// Whether the register holds nothing.
     fn is_unused(&self, scratch: u8) -> bool {
-        let counts = scratch == host::RSI && self.budget == Budget::Rsi;
-        let leads = scratch == host::RDI && self.holds_group();
-        self.mirrors.is_free(scratch) && !counts && !leads
+        self.mirrors.is_free(scratch) && self.needed(scratch) == NEVER
     }
 
-    /// A scratch register, free for anything; one that holds nothing if there is one. Keeps flags.
-    pub(crate) fn any_scratch(&mut self) -> u8 {
-        let unused = self.scratch().filter(|scratch| self.is_unused(*scratch)).last();
-        let scratch = unused.unwrap_or(host::RDI);
+    /// A scratch register, free for anything, not one of `taken`; there is one. Keeps flags.
+    pub(crate) fn any_scratch(&mut self, taken: &[u8]) -> u8 {
+        let others = self.scratch().filter(|other| !taken.contains(other));
+        let scratch = others.max_by_key(|other| (self.is_unused(*other), self.needed(*other)));
+        let scratch = scratch.expect("an address takes at most two");
         self.free(scratch);
         scratch
     }
@@ -114,28 +223,46 @@ impl Emitter<'_> {
         if self.has_rax() { host::RAX } else { host::RSI }
     }
 
-    /// The same, free for anything. Keeps flags.
-    pub(crate) fn second_scratch(&mut self) -> u8 {
-        let scratch = self.second();
-        self.free(scratch);
-        scratch
-    }
-
     /// A scratch register for a guest register kept at `home`, not one of `taken`: the one that
-    /// holds it, or one that holds nothing, or any.
+    /// holds it, or the one whose contents are wanted last.
     pub(crate) fn choose_scratch(&mut self, home: Home, taken: &[u8]) -> Result<u8, Unsupported> {
         if let Home::Word(word) = home
             && let Some(holder) = self.mirrors.find(word)
         {
-            return if taken.contains(&holder) { Err(Unsupported) } else { Ok(holder) };
+            return Ok(holder);
         }
-        let others = self.scratch().filter(|other| !taken.contains(other));
-        let mut unused = others.clone().filter(|scratch| self.is_unused(*scratch));
-        let mut worded = others.clone().filter(|scratch| !self.mirrors.is_free(*scratch));
-        let chosen = unused.next().or_else(|| worded.next()).or_else(|| others.clone().next());
+        let others = self.scratch().filter(|other| !taken.contains(other)).rev();
+        let chosen = others.max_by_key(|other| (self.is_unused(*other), self.needed(*other)));
         let chosen = chosen.ok_or(Unsupported)?;
         self.free(chosen);
         Ok(chosen)
+    }
+
+    /// Guest register `guest` in a host register: a scratch register, which `taken` has then, if it
+    /// is kept in a word.
+    pub(crate) fn held_part(&mut self, guest: u8, taken: &mut Taken) -> Result<u8, Unsupported> {
+        let home = HOME[usize::from(guest)];
+        let word = match home {
+            Home::Host(host) => return Ok(host),
+            Home::Word(word) => word,
+        };
+        let held = self.mirrors.find(word).is_some();
+        let scratch = self.choose_scratch(home, taken)?;
+        if !held {
+            self.code.op_word(Op::Load, scratch, word);
+            self.note_loaded(scratch, guest);
+        }
+        taken.push(scratch);
+        Ok(scratch)
+    }
+
+    /// Whether a word that an instruction could have as its memory operand had better be loaded: a
+    /// scratch register holds nothing, or what is read later than the word.
+    pub(crate) fn is_worth_holding(&self, word: i32) -> bool {
+        let Some(_) = self.needs.known.filter(|_| self.has_rax()) else { return false };
+        let later = self.needs.later[layout::spilled(word)];
+        let mut others = self.scratch();
+        others.any(|other| self.is_unused(other) || self.needed(other) > later)
     }
 
     /// A scratch register holds what the guest register will be from now on.

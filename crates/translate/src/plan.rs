@@ -16,6 +16,7 @@ use crate::classify::{Class, FlagUse, Mode, classify, flag_use};
 use crate::crossing::is_crossing;
 use crate::effects::Effects;
 use crate::group::{self, Group, Member, Near};
+use crate::mirror::{self, Reads};
 use crate::options::Options;
 
 /// Branches of a fast block.
@@ -102,6 +103,8 @@ pub(crate) struct Planned {
     pub(crate) stack: Option<Member>,
     /// Which accesses are near others, in a block whose accesses go by the host's page tables.
     pub(crate) near: Near,
+    /// Who reads the guest registers that are kept in words next, from this one on.
+    pub(crate) reads: Reads,
     /// What it does with its operands.
     pub(crate) effects: Effects,
     /// What it does to flags, and whether anybody needs them as they are before and after it.
@@ -132,6 +135,7 @@ impl Planned {
             operand,
             stack,
             near: Near::default(),
+            reads: Reads::default(),
             effects,
             flags,
             flags_before,
@@ -161,6 +165,18 @@ impl Plan {
         self.insns.iter().filter(|planned| planned.class == Class::Branch).count() as u8
     }
 
+    /// Whether a branch leads back to its start.
+    pub(crate) fn loops(&self) -> bool {
+        let Some(start) = self.insns.first().map(|first| u64::from(first.offset)) else {
+            return false;
+        };
+        let branches = self.insns.iter().filter(|planned| planned.class == Class::Branch);
+        let near = |insn: &Instruction| insn.op0_kind() == OpKind::NearBranch64;
+        branches
+            .map(|planned| &planned.instruction)
+            .any(|insn| near(insn) && insn.near_branch_target() == start)
+    }
+
     /// Leaves the instruction at `index` to the fall-back engine.
     pub(crate) fn step(&mut self, index: usize) {
         let instruction = self.insns[index].instruction;
@@ -182,6 +198,7 @@ impl Plan {
     pub(crate) fn go_direct(&mut self) {
         self.direct = true;
         group::find_near(&mut self.insns);
+        mirror::find_needs(&mut self.insns);
     }
 
     /// Finds the groups anew.

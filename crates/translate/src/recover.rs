@@ -63,6 +63,9 @@ impl Translator {
             let flags = leaving.words.get(layout::FAULT_FLAGS);
             leaving.cpu.vcpu.regs.status = StatusFlags::from_rflags(flags);
         }
+        for (word, gpr) in site.held.registers() {
+            leaving.cpu.vcpu.regs.gpr[gpr] = leaving.words.get(word);
+        }
         if site.budget == Budget::Rsi {
             leaving.words.set(layout::BUDGET, leaving.words.get(layout::EXIT_INDEX));
         }

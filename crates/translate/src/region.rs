@@ -107,7 +107,7 @@ impl Regions {
             return None;
         }
         let faults = &self.regions[self.index_of(offset)].faults;
-        let index = faults.partition_point(|site| site.end <= offset);
+        let index = faults.partition_point(|site| site.end() <= offset);
         faults.get(index).copied().filter(|site| site.start <= offset)
     }
 

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use cpu::Access;
 
 use crate::layout::{Budget, Flags};
+use crate::mirror::Held;
 
 /// Number of a site in the cache's list.
 pub(crate) type SiteId = u32;
@@ -87,9 +88,9 @@ pub(crate) struct Site {
 /// An instruction that may raise a hardware exception, by where its host code is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FaultSite {
-    /// Offset in code memory, and the end.
+    /// Offset in code memory, and bytes.
     pub(crate) start: u32,
-    pub(crate) end: u32,
+    pub(crate) size: u8,
     /// As in [`Site`].
     pub(crate) offset: u16,
     pub(crate) unretired: u8,
@@ -97,6 +98,15 @@ pub(crate) struct FaultSite {
     pub(crate) flags: Flags,
     pub(crate) budget: Budget,
     pub(crate) faults: Faults,
+    /// Which guest registers the scratch registers hold that their words do not.
+    pub(crate) held: Held,
+}
+
+impl FaultSite {
+    /// Offset in code memory of what follows it.
+    pub(crate) fn end(&self) -> u32 {
+        self.start + u32::from(self.size)
+    }
 }
 
 /// What may fault.

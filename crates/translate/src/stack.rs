@@ -7,6 +7,7 @@ use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
+use crate::mirror::Taken;
 use crate::plan::Planned;
 
 impl Emitter<'_> {
@@ -84,17 +85,18 @@ impl Emitter<'_> {
             OpKind::Register if instruction.op0_register().is_gpr() => {
                 match HOME[usize::from(number(instruction.op0_register()))] {
                     Home::Host(from) => from,
-                    Home::Word(word) => {
-                        self.code.op_word(Op::Load, host::RDI, word);
-                        host::RDI
+                    Home::Word(_) => {
+                        let guest = number(instruction.op0_register());
+                        self.held_part(guest, &mut Taken::new())?
                     }
                 }
             }
             OpKind::Memory => {
-                self.direct_load(host::RDI, planned)?;
+                self.direct_load(planned)?;
                 host::RDI
             }
             OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
+                self.free(host::RDI);
                 self.code.constant(host::RDI, instruction.immediate(0));
                 host::RDI
             }
@@ -106,20 +108,23 @@ impl Emitter<'_> {
     }
 
     /// POP by the host's page tables; POP RSP leaves what was popped.
-    fn pop_direct(&mut self, planned: &Planned) {
+    fn pop_direct(&mut self, planned: &Planned) -> Emitted {
         self.check_stack(planned, GUEST_RSP);
-        match HOME[usize::from(number(planned.instruction.op0_register()))] {
+        let guest = number(planned.instruction.op0_register());
+        match HOME[usize::from(guest)] {
             Home::Host(GUEST_RSP) => self.direct_pop(GUEST_RSP, GUEST_RSP),
             Home::Host(to) => {
                 self.direct_pop(to, GUEST_RSP);
                 self.code.lea(GUEST_RSP, GUEST_RSP, 8);
             }
-            Home::Word(word) => {
-                self.direct_pop(host::RDI, GUEST_RSP);
-                self.code.op_word(Op::Store, host::RDI, word);
+            home @ Home::Word(_) => {
+                let to = self.choose_scratch(home, &[])?;
+                self.direct_pop(to, GUEST_RSP);
+                self.defer_home(to, guest);
                 self.code.lea(GUEST_RSP, GUEST_RSP, 8);
             }
         }
+        Ok(())
     }
 
     /// Where the eight bytes at `register` are: RDI and what is returned.
@@ -139,8 +144,7 @@ impl Emitter<'_> {
             return Err(Unsupported);
         }
         if self.is_direct(8) {
-            self.pop_direct(planned);
-            return Ok(());
+            return self.pop_direct(planned);
         }
         let at = self.popped(planned, GUEST_RSP)?;
         // Before the load: POP RSP leaves what was popped.
@@ -158,6 +162,7 @@ impl Emitter<'_> {
     fn leave(&mut self, planned: &Planned) -> Emitted {
         if self.is_direct(8) {
             self.check_stack(planned, host::RBP);
+            self.free(host::RDI);
             self.direct_pop(host::RDI, host::RBP);
             self.code.lea(GUEST_RSP, host::RBP, 8);
             self.code.copy(host::RBP, host::RDI);

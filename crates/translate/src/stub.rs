@@ -7,11 +7,12 @@ use crate::layout::{self, Budget, Flags, host};
 use crate::mirror::Mirrors;
 use crate::site::{Site, Why};
 
-/// Where flags and budget are at a jump.
+/// Where flags, budget and guest registers are at a jump.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct State {
     flags: Flags,
     budget: Budget,
+    mirrors: Mirrors,
 }
 
 /// One piece of it.
@@ -35,12 +36,13 @@ pub(crate) enum Stub {
 
 impl Emitter<'_> {
     fn state(&self) -> State {
-        State { flags: self.flags, budget: self.budget }
+        State { flags: self.flags, budget: self.budget, mirrors: self.mirrors }
     }
 
-    /// What is emitted next is reached with flags and budget there.
+    /// What is emitted next is reached with flags and budget there; makes all words right.
     fn set_state(&mut self, state: State) {
-        (self.flags, self.budget) = (state.flags, state.budget);
+        (self.flags, self.budget, self.mirrors) = (state.flags, state.budget, state.mirrors);
+        self.drop_mirrors();
     }
 
     /// A site at the instruction being emitted.
@@ -71,6 +73,7 @@ impl Emitter<'_> {
     pub(crate) fn leave_aside(&mut self, condition: u8, target: i64) -> Emitted {
         let left = self.unretired - 1;
         if left == 0 {
+            self.store_mirrors();
             return self.link(Some(condition), target);
         }
         let far = i32::try_from(target).map_err(|_| Unsupported)?;
@@ -189,7 +192,8 @@ impl Emitter<'_> {
             }
             Stub::Arrive { jump, arrival, resume, site, next } => {
                 self.code.bind(jump, here);
-                self.set_state(State { flags: Flags::Saved, budget: Budget::Word });
+                let (flags, budget) = (Flags::Saved, Budget::Word);
+                self.set_state(State { flags, budget, mirrors: Mirrors::default() });
                 (self.offset, self.next, self.unretired) = (site.offset, next, site.unretired);
                 self.arrive_slowly(arrival, resume);
             }
