@@ -16,6 +16,9 @@ const QUANTUM_BRANCHES_MAX: u64 = 10_000_000;
 /// A quantum is run in so many slices, after each of which the host's clock says whether it has
 /// lasted long enough: what a branch takes may change manyfold from one to the next.
 const SLICES: u64 = 10;
+/// So many at once where those before took about what was expected: the end of a slice costs some
+/// microseconds.
+const STEADY_SLICES: u64 = 3;
 /// A measurement counts for one in so many.
 const SMOOTHING: i64 = 8;
 /// So many quanta in a row far from what was expected, on the same side, are a new phase of the
@@ -177,9 +180,13 @@ impl LiveClock {
         quantum_branches(self.cost_millins)
     }
 
-    /// Branches to run before the host's clock is looked at.
-    pub fn slice_branches(&self) -> u64 {
-        (self.quantum_branches() / SLICES).max(QUANTUM_BRANCHES_MIN / SLICES)
+    /// Branches to run before the host's clock is looked at, in a quantum of which `branches` took
+    /// `run_ns`.
+    pub fn slice_branches(&self, branches: u64, run_ns: u64) -> u64 {
+        let expected_ns = u128::from(branches) * u128::from(self.cost_millins) / 1000;
+        let steady = branches != 0 && u128::from(run_ns) <= expected_ns * 3 / 2;
+        let slices = if steady { STEADY_SLICES } else { 1 };
+        self.quantum_branches() * slices / SLICES
     }
 }
 
@@ -293,6 +300,21 @@ mod tests {
         }
         assert_eq!(jumps, 900);
         assert!(host_ns - now.0 < 1_000_000, "{host_ns} {now}");
+    }
+
+    #[test]
+    fn slices_grow_while_branches_take_what_is_expected() {
+        let mut clock = LiveClock::new(0, VirtualTime(0));
+        for _ in 0..20 {
+            clock.measure(QUANTUM_NS, 500_000);
+        }
+        let quantum = clock.quantum_branches();
+        let tenth = quantum / SLICES;
+        assert_eq!(clock.slice_branches(0, 0), tenth, "nothing is known");
+        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES), 3 * quantum / SLICES);
+        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 2), tenth, "they take longer");
+        let slow = LiveClock { cost_millins: u64::MAX, ..clock };
+        assert!(slow.slice_branches(0, 0) > 0);
     }
 
     #[test]

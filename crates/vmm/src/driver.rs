@@ -293,21 +293,23 @@ impl Driver {
 
     fn run_quantum(&mut self) -> Stop {
         let before = self.machine.branches();
-        let (quantum, slice, most_ns) = match &self.pace {
-            Pace::Live(clock) => (clock.quantum_branches(), clock.slice_branches(), QUANTUM_NS),
-            Pace::Seeded | Pace::Warp => {
-                let quantum = quantum_branches(MachineSpec::NOMINAL_RATE);
-                (quantum, quantum, u64::MAX)
-            }
+        let (quantum, most_ns) = match &self.pace {
+            Pace::Live(clock) => (clock.quantum_branches(), QUANTUM_NS),
+            Pace::Seeded | Pace::Warp => (quantum_branches(MachineSpec::NOMINAL_RATE), u64::MAX),
         };
         let end = before.saturating_add(quantum).min(self.hash_log.until());
         let start_ns = monotonic_ns();
-        let (stop, run_ns) = loop {
+        let mut run_ns = 0;
+        let stop = loop {
+            let slice = match &self.pace {
+                Pace::Live(clock) => clock.slice_branches(self.machine.branches() - before, run_ns),
+                Pace::Seeded | Pace::Warp => quantum,
+            };
             let until = self.machine.branches().saturating_add(slice).min(end);
             let stop = self.machine.run_slice(self.engine.as_mut(), &mut self.ports, until);
-            let run_ns = monotonic_ns() - start_ns;
+            run_ns = monotonic_ns() - start_ns;
             if stop != Stop::Reached || self.machine.branches() >= end || run_ns >= most_ns {
-                break (stop, run_ns);
+                break stop;
             }
         };
         self.metrics.quanta += 1;
