@@ -172,11 +172,15 @@ pub(crate) enum Budget {
 }
 
 /// Displacement from RSP of bytes of which one is loaded to see that a budget is not negative: the
-/// one whose number is the budget, shifted as for `PASS`.
-pub(crate) const BUDGET_BYTES: i32 = in_block(0);
+/// one whose number is the budget, shifted as for `PASS`. They begin half a page away from the
+/// words: where the low twelve bits of its address are those of a store before it, a load waits for
+/// that.
+pub(crate) const BUDGET_BYTES: i32 = in_block(BUDGET_BYTES_AT);
+const BUDGET_BYTES_AT: usize = 2048;
 /// Most that a budget is at once.
 pub(crate) const BUDGET_MAX: u64 = 1 << 31;
-const _: () = assert!(BUDGET_MAX >> tlb::SCRATCH_COUNT < tlb::SCRATCH as u64);
+const _: () =
+    assert!(BUDGET_BYTES_AT as u64 + (BUDGET_MAX >> tlb::SCRATCH_COUNT) < tlb::SCRATCH as u64);
 
 /// Slots of a table of indirect branches; a power of two.
 pub(crate) const BRANCH_SLOTS: usize = 1 << 16;
