@@ -46,8 +46,9 @@ fn options(text: &str) -> Result<(Options, u64)> {
             "flush" => options.flush_every = number,
             "slow" => options.always_slow = number != 0,
             "shadow" => options.shadow = shadowing(number)?,
+            "margin" => options.margin = u8::try_from(number).context("margin: up to 255")?,
             "every" => every = number.max(1),
-            _ => bail!("{name}: cache, insns, links, flush, slow, shadow or every"),
+            _ => bail!("{name}: cache, insns, links, flush, slow, shadow, margin or every"),
         }
     }
     Ok((options, every))

@@ -40,6 +40,9 @@ impl Gate {
     }
 }
 
+/// The number that no gate has: then the dispatcher does what crosses.
+pub(crate) const NO_GATE: u32 = 0;
+
 /// Those that were seen.
 #[derive(Default)]
 pub(crate) struct Gates {
@@ -49,14 +52,14 @@ pub(crate) struct Gates {
 }
 
 impl Gates {
-    /// The number of the present one; 0 if there is none.
+    /// The number of the present one, or [`NO_GATE`].
     #[inline]
     pub(crate) fn look(&mut self, msrs: &Msrs) -> u32 {
         let gate = Gate::of(msrs);
         if self.now.map(|(_, gate)| gate) != gate {
             self.now = gate.and_then(|gate| self.find(gate));
         }
-        self.now.map_or(0, |(number, _)| number)
+        self.now.map_or(NO_GATE, |(number, _)| number)
     }
 
     #[cold]

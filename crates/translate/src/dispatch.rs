@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::num::NonZeroU32;
 
-use cpu::tlb::Tlb;
 use cpu::{Access, Activity, Cpu, Engine, Exit, Registers, Shadow, Vcpu};
 use memory::RamOffset;
 use types::{PAGE_MASK, PAGE_SIZE};
@@ -11,6 +10,7 @@ use types::{PAGE_MASK, PAGE_SIZE};
 use crate::TranslateError;
 use crate::cache::{Cache, FarBranch, Jump, Wanted};
 use crate::classify::Mode;
+use crate::crossing::NO_GATE;
 use crate::fallback::{Fallbacks, Reason};
 use crate::fetch::fetch_place;
 use crate::helper::{self, Outcome};
@@ -282,7 +282,7 @@ impl Translator {
         leaving.refresh();
         let mut entry = entry;
         loop {
-            self.settle(&mut leaving.cpu.vcpu.tlb);
+            self.settle(&mut leaving);
             self.set_tables(&leaving);
             self.statistics.entries += 1;
             self.turns += 1;
@@ -295,10 +295,23 @@ impl Translator {
         self.instructions += words.get(layout::INSTRUCTIONS);
     }
 
-    /// What the TLB lost goes from what was made of it.
+    /// What the TLB lost goes from what was made of it: from the shadow only before code that
+    /// relies on it. Other code comes to such code by way of the dispatcher then, which the number
+    /// of no gate sees to.
     #[inline]
-    fn settle(&mut self, tlb: &mut Tlb) {
-        self.shadow.settle(tlb);
+    fn settle(&mut self, leaving: &mut Leaving<'_, '_>) {
+        let tlb = &mut leaving.cpu.vcpu.tlb;
+        let waits = if leaving.mode.direct {
+            self.shadow.settle(tlb);
+            false
+        } else {
+            self.shadow.settle_later(tlb)
+        };
+        if waits || leaving.words.get(layout::GATE) == u64::from(NO_GATE) {
+            let gate = if waits { NO_GATE } else { self.cache.gate(leaving.cpu.vcpu) };
+            leaving.words.set(layout::GATE, u64::from(gate));
+        }
+        let tlb = &mut leaving.cpu.vcpu.tlb;
         if let Some(lost) = tlb.lost_code() {
             self.cache.linear.forget_pages(lost.drain(..));
         }

@@ -23,10 +23,6 @@ use crate::site::{Faults, Why};
 use crate::stub::Stub;
 use crate::trampoline::Trampolines;
 
-/// Before its last branches a run leaves code that takes a fault when the budget ends, if it comes
-/// from AX: a fault takes as long as so many branches of careful blocks.
-const BUDGET_MARGIN: i32 = 200;
-
 /// Offsets of a block's entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entries {
@@ -110,12 +106,13 @@ impl Emitter<'_> {
         self.note_fault(start, Faults::Budget);
     }
 
-    /// Goes over to the careful block if the budget, in RSI, hardly lasts: few of the runs that end
-    /// then take a fault for it.
+    /// Goes over to the careful block if the budget, in RSI, hardly lasts: a fault for it takes as
+    /// long as some hundred branches of careful blocks.
     fn compare_budget(&mut self) {
         let branches = std::mem::take(&mut self.unretired);
         self.code.put(&[0x48, 0x81, 0xfe]); // cmp rsi, imm32
-        self.code.put(&(i32::from(branches) + BUDGET_MARGIN).to_le_bytes());
+        let margin = self.workshop.options.margin;
+        self.code.put(&(u32::from(branches) + u32::from(margin)).to_le_bytes());
         let jump = self.code.jump_if(condition::BELOW_OR_EQUAL);
         self.careful_if(jump);
         self.unretired = branches;

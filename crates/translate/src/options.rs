@@ -24,6 +24,9 @@ pub struct Options {
     pub groups: bool,
     /// Whose accesses go by the host's page tables.
     pub shadow: Shadowing,
+    /// Where accesses go by the host's page tables, runs go carefully for their last branches,
+    /// about so many, to see their end coming instead of faulting.
+    pub margin: u8,
     /// Direct branches go from translation to translation.
     pub links: bool,
     /// Stress: drop all translations after so many dispatches; 0 is never.
@@ -42,6 +45,7 @@ impl Default for Options {
             traces: true,
             groups: true,
             shadow: Shadowing::Earned,
+            margin: 200,
             links: true,
             flush_every: 0,
             always_slow: false,

@@ -3,9 +3,10 @@
 //!
 //! A page comes into the shadow with the rights that it has in the TLB, or would have. Whatever
 //! would take it or a right from the TLB is noted there ([`cpu::tlb::Tlb::lost`]) and takes it from
-//! the shadow before translated code goes on. So accessed and dirty bits, the write trap, watched
-//! code and page tables, devices and breakpoints are as with the TLB alone. A page that is not
-//! there faults, and comes into the shadow with its neighbours ([`ShadowMap::serve`]).
+//! the shadow before translated code goes on that relies on it. So accessed and dirty bits, the
+//! write trap, watched code and page tables, devices and breakpoints are as with the TLB alone. A
+//! page that is not there faults, and comes into the shadow with its neighbours
+//! ([`ShadowMap::serve`]).
 //!
 //! The addresses are this process's as well, so translated code goes only where this module has
 //! claimed everything ([`claims`]), which it checks before each access: a byte of the TLB's `PASS`
@@ -40,6 +41,9 @@ const SERVE_COST: u64 = 1500;
 const LOSS_COST: u64 = 300;
 /// With more runs of pages than this to be taken out at once, all are.
 const LOST_MAX: usize = 1024;
+/// So many wait to be taken out at once: a kernel that ends a process takes its pages from it one
+/// after the other, and often enough no code of that space follows.
+const WAITING_MAX: usize = LOST_MAX / 2;
 
 /// Mappings made before all are taken out; the host has a limit (vm.max_map_count, 65,530).
 const RUNS_MAX: usize = 16_000;
@@ -211,12 +215,31 @@ impl ShadowMap {
         }
     }
 
-    /// Takes out what the TLB lost. To be called before translated code goes on.
+    /// Takes out what the TLB lost. To be called before translated code goes on that relies on the
+    /// shadow.
     #[inline]
     pub(crate) fn settle(&mut self, tlb: &mut Tlb) {
         let Some(owner) = self.owner else { return };
         if self.is_of(tlb, owner.side) && tlb.lost().is_some() {
             self.take_out(tlb);
+        }
+    }
+
+    /// The same before translated code that does not rely on it: whether something is left to be
+    /// taken out.
+    #[inline]
+    pub(crate) fn settle_later(&mut self, tlb: &mut Tlb) -> bool {
+        let Some(owner) = self.owner else { return false };
+        if !self.is_of(tlb, owner.side) {
+            return false;
+        }
+        match tlb.lost() {
+            None => false,
+            Some(lost) if lost.len() < WAITING_MAX => true,
+            Some(_) => {
+                self.take_out(tlb);
+                false
+            }
         }
     }
 

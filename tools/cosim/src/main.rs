@@ -179,6 +179,7 @@ fn translator(shadow: Shadowing) -> Result<Box<dyn Executor>> {
         block_insns_max: 1,
         links: false,
         shadow,
+        margin: 0,
         ..translate::Options::default()
     };
     let engine = Translator::new(Box::new(interp::Interp::new()?), options)?;

@@ -10,7 +10,7 @@ const ENTRY: u64 = 0x800;
 const USUAL: u64 = flag::IF | flag::TF | flag::AC | flag::DF | flag::STATUS;
 
 /// The kernel at CODE goes to the user at SMALL, who calls it with all kinds of flags.
-fn calls(sfmask: u64, more: &[u8]) -> Guest {
+fn calls(sfmask: u64, more: &[u8], user: &[u8]) -> Guest {
     let mut code = vec![0x90; 0x4000];
     let mut begin = vec![0x48, 0xb9]; // mov rcx, SMALL
     begin.extend(SMALL.to_le_bytes());
@@ -34,20 +34,8 @@ fn calls(sfmask: u64, more: &[u8]) -> Guest {
         0x48, 0x0f, 0x07, // sysretq
     ]);
     code[ENTRY as usize..ENTRY as usize + entry.len()].copy_from_slice(&entry);
-    let user = [
-        0x4c, 0x01, 0xe8, // 1: add rax, r13
-        0x0f, 0x05, // syscall
-        0x48, 0x69, 0xc0, 0x35, 0x1a, 0x11, 0x71, // imul rax, rax, 71111a35h
-        0xfd, // std
-        0x0f, 0x05, // syscall
-        0xfc, // cld
-        0x48, 0x01, 0xc2, // add rdx, rax
-        0x73, 0xeb, // jnc 1b
-        0x0f, 0x05, // syscall
-        0xeb, 0xe7, // jmp 1b
-    ];
     let at = SMALL_TO as usize;
-    code[at..at + user.len()].copy_from_slice(&user);
+    code[at..at + user.len()].copy_from_slice(user);
     let Guest { mut vcpu, ram } = guest(&code);
     vcpu.regs.gpr[13] = 0;
     vcpu.msrs.efer |= cr::EFER_SCE;
@@ -59,14 +47,31 @@ fn calls(sfmask: u64, more: &[u8]) -> Guest {
     Guest { vcpu, ram }
 }
 
+const USER: &[u8] = &[
+    0x4c, 0x01, 0xe8, // 1: add rax, r13
+    0x0f, 0x05, // syscall
+    0x48, 0x69, 0xc0, 0x35, 0x1a, 0x11, 0x71, // imul rax, rax, 71111a35h
+    0xfd, // std
+    0x0f, 0x05, // syscall
+    0xfc, // cld
+    0x48, 0x01, 0xc2, // add rdx, rax
+    0x73, 0xeb, // jnc 1b
+    0x0f, 0x05, // syscall
+    0xeb, 0xe7, // jmp 1b
+];
+
 fn check(name: &str, sfmask: u64, more: &[u8]) {
+    check_user(name, sfmask, more, USER);
+}
+
+fn check_user(name: &str, sfmask: u64, more: &[u8], user: &[u8]) {
     for stride in [1, 7, 1000] {
         let interp = || Box::new(Interp::new().unwrap());
-        let expected = trace_guest(interp(), calls(sfmask, more), stride);
+        let expected = trace_guest(interp(), calls(sfmask, more, user), stride);
         assert!(expected.last().unwrap().0 > 20, "{name}: it comes some way");
         for options in settings() {
             let engine = Translator::new(interp(), options).unwrap();
-            let got = trace_guest(Box::new(engine), calls(sfmask, more), stride);
+            let got = trace_guest(Box::new(engine), calls(sfmask, more, user), stride);
             for (got, expected) in got.iter().zip(&expected) {
                 assert_eq!(got, expected, "{name}, stride {stride}, {options:x?}");
             }
@@ -109,9 +114,39 @@ fn crossings_out_of_the_ordinary_give_what_the_interpreter_gives() {
     check("not canonical", USUAL, &nowhere);
 }
 
+/// A kernel that has pages change places, and takes one away, before it goes back to the user, who
+/// may have had them in the shadow.
+#[test]
+fn what_the_kernel_does_to_pages_is_seen_by_the_user() {
+    let swap = [
+        0x4c, 0x8b, 0x04, 0x25, 0x08, 0x50, 0, 0, // mov r8, [SMALL_TABLE + 8]
+        0x4c, 0x8b, 0x0c, 0x25, 0x10, 0x50, 0, 0, // mov r9, [SMALL_TABLE + 16]
+        0x4c, 0x89, 0x0c, 0x25, 0x08, 0x50, 0, 0, // mov [SMALL_TABLE + 8], r9
+        0x4c, 0x89, 0x04, 0x25, 0x10, 0x50, 0, 0, // mov [SMALL_TABLE + 16], r8
+        0x0f, 0x01, 0x3c, 0x25, 0, 0x10, 0x40, 0, // invlpg [SMALL + 1000h]
+        0x0f, 0x01, 0x3c, 0x25, 0, 0x20, 0x40, 0, // invlpg [SMALL + 2000h]
+    ];
+    let user = [
+        0xbe, 0, 0x10, 0x40, 0, // mov esi, SMALL + 1000h
+        0x48, 0x01, 0x16, // 1: add [rsi], rdx
+        0x4c, 0x03, 0xb6, 0, 0x10, 0, 0, // add r14, [rsi + 1000h]
+        0x48, 0x03, 0x16, // add rdx, [rsi]
+        0x0f, 0x05, // syscall
+        0xeb, 0xef, // jmp 1b
+    ];
+    check_user("pages change places", USUAL, &swap, &user);
+    let takes = [
+        0x49, 0x83, 0xfd, 30, // cmp r13, 30
+        0x72, 16, // jb 1f
+        0x80, 0x24, 0x25, 0x08, 0x50, 0, 0, 0xfe, // and byte [SMALL_TABLE + 8], ~1
+        0x0f, 0x01, 0x3c, 0x25, 0, 0x10, 0x40, 0, // invlpg [SMALL + 1000h]
+    ];
+    check_user("a page is taken", USUAL, &takes, &user);
+}
+
 #[test]
 fn crossings_do_not_leave_translated_code() {
-    let Guest { mut vcpu, mut ram } = calls(USUAL, &[]);
+    let Guest { mut vcpu, mut ram } = calls(USUAL, &[], USER);
     let options = crate::Options::default();
     let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
     let mut cpu = cpu::Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut cpu::EmptyBus };

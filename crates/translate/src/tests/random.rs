@@ -243,14 +243,14 @@ fn set_unmapped(code: &mut Vec<u8>) {
 #[test]
 fn random_programs_agree_with_the_interpreter() {
     let normal = Options::default();
-    let shadowed = Options { shadow: Shadowing::Always, ..normal };
+    let shadowed = Options { shadow: Shadowing::Always, margin: 0, ..normal };
     let settings = [
         normal,
         Options { traces: false, ..normal },
         Options { groups: false, ..normal },
         Options { flush_every: 5, ..normal },
         shadowed,
-        Options { traces: false, ..shadowed },
+        Options { margin: 3, traces: false, ..shadowed },
         Options { flush_every: 5, ..shadowed },
     ];
     for seed in 0..PROGRAMS {
