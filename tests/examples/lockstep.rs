@@ -27,10 +27,10 @@ struct Arguments {
     disk: Option<String>,
 }
 
-/// 0, 1 or 2.
+/// 0 to 3.
 fn shadowing(number: u64) -> Result<Shadowing> {
-    let all = [Shadowing::Never, Shadowing::Earned, Shadowing::Always];
-    all.get(number as usize).copied().with_context(|| format!("shadow={number}: 0, 1 or 2"))
+    let all = [Shadowing::Never, Shadowing::Earned, Shadowing::Always, Shadowing::Fickle];
+    all.get(number as usize).copied().with_context(|| format!("shadow={number}: 0 to 3"))
 }
 
 fn options(text: &str) -> Result<(Options, u64)> {

@@ -26,7 +26,7 @@ use crate::crossing::Gates;
 use crate::fetch::{fetch_place, mark_code, page_reader};
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::linear::Linear;
-use crate::options::{Options, Shadowing};
+use crate::options::Options;
 use crate::plan::{self, NextPage, Source, Variant};
 use crate::recover;
 use crate::region::{Made, REGIONS, Regions};
@@ -492,7 +492,7 @@ impl Cache {
         statistics: &mut Statistics,
     ) -> Block {
         let (at, start) = (wanted.at, wanted.key().0);
-        let stress = self.workshop.options.shadow == Shadowing::Always;
+        let stress = self.workshop.options.shadow.is_stress();
         let source = Source {
             read: &page_reader(cpu.ram, at),
             start,

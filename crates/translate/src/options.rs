@@ -9,6 +9,16 @@ pub enum Shadowing {
     Earned,
     /// Stress: all user code from the first on, and code of kernels that live in the lower half.
     Always,
+    /// Stress: the same, but it is lost after a few faults, now more, now less, and had again
+    /// at once.
+    Fickle,
+}
+
+impl Shadowing {
+    /// Whether nothing need be earned.
+    pub(crate) fn is_stress(self) -> bool {
+        matches!(self, Shadowing::Always | Shadowing::Fickle)
+    }
 }
 
 /// How a [`crate::Translator`] works.

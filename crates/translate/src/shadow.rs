@@ -126,7 +126,9 @@ impl ShadowMap {
             Shadowing::Never => false,
             Shadowing::Earned => !mode.kernel,
             // Where CLAC and STAC change nothing, and code and data are in the lower half.
-            Shadowing::Always => !mode.kernel || !mode.smap && cpu.vcpu.regs.rip() >> 63 == 0,
+            Shadowing::Always | Shadowing::Fickle => {
+                !mode.kernel || !mode.smap && cpu.vcpu.regs.rip() >> 63 == 0
+            }
         };
         if !wanted {
             return;
@@ -143,7 +145,7 @@ impl ShadowMap {
     /// Where all are to have the shadow, this one gets it.
     #[inline]
     pub(crate) fn offer(&mut self, cpu: &mut Cpu<'_>) {
-        if self.shadowing == Shadowing::Always
+        if self.shadowing.is_stress()
             && let Some(mode) = Mode::of(cpu.vcpu, self)
         {
             self.note_work(cpu, mode, 0);
@@ -179,7 +181,7 @@ impl ShadowMap {
     fn take(&mut self) -> bool {
         let (taken, given_back) = &TAKEN;
         let mut taken = taken.lock().expect("nobody panics with it");
-        let waits = cfg!(test) || self.shadowing == Shadowing::Always;
+        let waits = cfg!(test) || self.shadowing.is_stress();
         while *taken && !self.taken && waits {
             taken = given_back.wait(taken).expect("nobody panics with it");
         }

@@ -18,6 +18,8 @@ const SHARE: u64 = 10;
 /// much.
 const PAUSE: u64 = 15_000_000;
 const PAUSE_MAX: u64 = 600_000_000;
+/// A fickle shadow is lost after so many faults at most, another number each time.
+const FICKLE: u32 = 11;
 
 /// What is known of one space.
 #[derive(Clone, Copy, Default)]
@@ -33,6 +35,9 @@ pub(super) struct Merit {
     shadowing: Shadowing,
     records: Vec<Record>,
     credit: u64,
+    /// Where nothing is earned: times that it was lost, and that something was spent since.
+    losses: u32,
+    spent: u32,
     /// Work done by all.
     work: u64,
     halved: u64,
@@ -40,7 +45,15 @@ pub(super) struct Merit {
 
 impl Merit {
     pub(super) fn new(shadowing: Shadowing) -> Merit {
-        Merit { shadowing, records: Vec::new(), credit: CREDIT, work: 0, halved: 0 }
+        Merit {
+            shadowing,
+            records: Vec::new(),
+            credit: CREDIT,
+            losses: 0,
+            spent: 0,
+            work: 0,
+            halved: 0,
+        }
     }
 
     fn record(&mut self, space: usize) -> &mut Record {
@@ -58,7 +71,7 @@ impl Merit {
         branches: u64,
         shadowed: Option<usize>,
     ) -> bool {
-        if self.shadowing == Shadowing::Always {
+        if self.shadowing.is_stress() {
             return shadowed != Some(space);
         }
         self.work += branches;
@@ -84,8 +97,8 @@ impl Merit {
 
     /// The space with the shadow spent so many branches' time on it; whether it is to lose it.
     pub(super) fn spend(&mut self, space: usize, branches: u64) -> bool {
-        if self.shadowing == Shadowing::Always {
-            return false;
+        if self.shadowing.is_stress() {
+            return self.shadowing == Shadowing::Fickle && self.is_lost();
         }
         let left = self.credit.checked_sub(branches);
         self.credit = left.unwrap_or(0);
@@ -97,6 +110,17 @@ impl Merit {
             (record.waits_until, record.worked) = (work + pause, 0);
         }
         left.is_none()
+    }
+
+    /// Whether a fickle shadow is lost by one more fault.
+    fn is_lost(&mut self) -> bool {
+        self.spent += 1;
+        let lost = self.spent > self.losses * 5 % FICKLE;
+        if lost {
+            self.losses = self.losses.wrapping_add(1) % FICKLE;
+            self.spent = 0;
+        }
+        lost
     }
 }
 

@@ -115,7 +115,8 @@ fn crossings_out_of_the_ordinary_give_what_the_interpreter_gives() {
 }
 
 /// A kernel that has pages change places, and takes one away, before it goes back to the user, who
-/// may have had them in the shadow.
+/// may have had them in the shadow, and may lose it there: the code he comes back to leaves by the
+/// side.
 #[test]
 fn what_the_kernel_does_to_pages_is_seen_by_the_user() {
     let swap = [
@@ -132,7 +133,12 @@ fn what_the_kernel_does_to_pages_is_seen_by_the_user() {
         0x4c, 0x03, 0xb6, 0, 0x10, 0, 0, // add r14, [rsi + 1000h]
         0x48, 0x03, 0x16, // add rdx, [rsi]
         0x0f, 0x05, // syscall
-        0xeb, 0xef, // jmp 1b
+        0xf7, 0xc2, 0, 1, 0, 0, // test edx, 100h
+        0x74, 0x05, // jz 2f
+        0xff, 0xc5, // inc ebp
+        0x78, 0x01, // js 2f
+        0x90, // nop
+        0xeb, 0xe2, // 2: jmp 1b
     ];
     check_user("pages change places", USUAL, &swap, &user);
     let takes = [

@@ -143,6 +143,7 @@ fn settings() -> Vec<Options> {
         Options { shadow: Shadowing::Always, ..normal },
         Options { shadow: Shadowing::Always, margin: 0, ..normal },
         Options { shadow: Shadowing::Always, margin: 0, traces: false, links: false, ..normal },
+        Options { shadow: Shadowing::Fickle, margin: 0, ..normal },
         Options { links: false, ..normal },
         Options { block_insns_max: 1, ..normal },
         Options { flush_every: 3, ..normal },
@@ -161,7 +162,9 @@ fn check(name: &str, code: &[u8]) {
         for options in settings() {
             let engine = Box::new(Translator::new(interp(), options).unwrap());
             let (got, expected) = match options.shadow {
-                Shadowing::Always => (trace_shadowed(engine, code, stride), &shadowed),
+                Shadowing::Always | Shadowing::Fickle => {
+                    (trace_shadowed(engine, code, stride), &shadowed)
+                }
                 _ => (trace(engine, code, stride), &usual),
             };
             for (got, expected) in got.iter().zip(expected) {

@@ -252,6 +252,7 @@ fn random_programs_agree_with_the_interpreter() {
         shadowed,
         Options { margin: 3, traces: false, ..shadowed },
         Options { flush_every: 5, ..shadowed },
+        Options { shadow: Shadowing::Fickle, ..shadowed },
     ];
     for seed in 0..PROGRAMS {
         let code = program(seed);
@@ -259,7 +260,7 @@ fn random_programs_agree_with_the_interpreter() {
             let fallback = Box::new(Interp::new().unwrap());
             let options = settings[(seed as usize + stride as usize) % settings.len()];
             let trace = match options.shadow {
-                Shadowing::Always => trace_shadowed,
+                Shadowing::Always | Shadowing::Fickle => trace_shadowed,
                 _ => trace,
             };
             let truth = trace(Box::new(Interp::new().unwrap()), &code, stride);
