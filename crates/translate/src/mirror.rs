@@ -66,7 +66,7 @@ impl Needs {
     pub(crate) fn at(insns: &[Planned], index: usize, known: bool, many: bool) -> Needs {
         let reads = |index: usize| insns.get(index).map_or([NEVER; SPILLED_COUNT], |it| it.reads);
         let known = known.then(|| reads(index));
-        let budget = if many { AT_END } else { index as u8 + 1 };
+        let budget = if many { AT_END } else { (index + 1) as u8 };
         Needs { known, later: reads(index + 1), budget }
     }
 }

@@ -19,12 +19,17 @@ use crate::group::{self, Group, Member, Near};
 use crate::mirror::{self, Reads};
 use crate::options::Options;
 
+/// Instructions of a block, whatever the options say; their numbers fit a byte.
+const INSNS_MAX: usize = 250;
 /// Branches of a fast block.
 const BRANCHES_MAX: usize = 8;
 /// A fast block runs past no branch after so many instructions.
 const LONG: usize = 40;
 /// Nor does it repeat a loop that is longer than this with one more copy of it.
 const REPEATED: usize = 32;
+/// But a loop without other branches has two copies up to this: what is checked for the first
+/// serves the second as well.
+const TWICE: usize = 100;
 /// Bytes that instructions in a row are looked for in at once.
 const WINDOW: usize = 1024;
 /// Which translation of some code.
@@ -309,7 +314,9 @@ impl Discovery<'_> {
         let offset = instruction.ip() as u16;
         let copies = 1 + self.insns.iter().filter(|planned| planned.offset == offset).count();
         let length = self.insns.len() + 1;
-        is_loop(instruction, start) && length + length / copies <= REPEATED
+        let whole = length + length / copies;
+        let twice = copies == 1 && self.branches == 1 && whole <= TWICE;
+        is_loop(instruction, start) && (whole <= REPEATED || twice)
     }
 
     /// Instructions from `from` on; where they go on, or how they end.
@@ -330,7 +337,10 @@ impl Discovery<'_> {
             let offset = decoder.ip();
             self.stop = offset as u16;
             let breaks = source.breakpoints.contains(&self.stop);
-            if offset == 4096 || breaks || self.insns.len() >= options.block_insns_max {
+            if offset == 4096
+                || breaks
+                || self.insns.len() >= options.block_insns_max.min(INSNS_MAX)
+            {
                 self.extents.push(extent(offset));
                 return Ok(if offset == 4096 { End::Page } else { End::Limit });
             }
@@ -369,7 +379,8 @@ impl Discovery<'_> {
             let passes = instruction.is_jcc_short_or_near()
                 && decoder.ip() < 4096
                 && !(direct && (target <= offset || covered(target)));
-            planned.again = room && self.may_repeat(&instruction, source.start);
+            let again = self.long && self.branches < BRANCHES_MAX;
+            planned.again = again && self.may_repeat(&instruction, source.start);
             planned.inside = planned.again || room && (jumps || passes);
             let (again, inside) = (planned.again, planned.inside);
             self.insns.push(planned);

@@ -19,7 +19,7 @@ mod merit;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 
-use cpu::tlb::{Lost, Tlb, layout};
+use cpu::tlb::{Lost, SIDE_USER, Tlb, layout};
 use cpu::{Access, Cpu, Place, SettledWalk};
 use memory::Ram;
 use types::{Gpa, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
@@ -148,6 +148,9 @@ impl ShadowMap {
         if self.shadowing.is_stress()
             && let Some(mode) = Mode::of(cpu.vcpu, self)
         {
+            // A kernel that turned SMAP on: from now on its STAC and CLAC give and take rights.
+            self.tired |= mode.smap && self.owner.is_some_and(|owner| owner.side != SIDE_USER);
+            self.rest(&mut cpu.vcpu.tlb);
             self.note_work(cpu, mode, 0);
         }
     }

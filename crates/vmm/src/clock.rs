@@ -186,7 +186,7 @@ impl LiveClock {
         let expected_ns = u128::from(branches) * u128::from(self.cost_millins) / 1000;
         let steady = branches != 0 && u128::from(run_ns) <= expected_ns * 3 / 2;
         let slices = if steady { STEADY_SLICES } else { 1 };
-        self.quantum_branches() * slices / SLICES
+        (self.quantum_branches() * slices).div_ceil(SLICES)
     }
 }
 
@@ -309,9 +309,12 @@ mod tests {
             clock.measure(QUANTUM_NS, 500_000);
         }
         let quantum = clock.quantum_branches();
-        let tenth = quantum / SLICES;
+        let tenth = quantum.div_ceil(SLICES);
         assert_eq!(clock.slice_branches(0, 0), tenth, "nothing is known");
-        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES), 3 * quantum / SLICES);
+        assert_eq!(
+            clock.slice_branches(tenth, QUANTUM_NS / SLICES),
+            (3 * quantum).div_ceil(SLICES)
+        );
         assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 2), tenth, "they take longer");
         let slow = LiveClock { cost_millins: u64::MAX, ..clock };
         assert!(slow.slice_branches(0, 0) > 0);

@@ -35,15 +35,20 @@ fn loops_are_repeated_as_long_as_they_are_short() {
     let short = [0x48, 0x01, 0xc8, 0xff, 0xc9, 0x75, 0xf9]; // 1: add rax, rcx; dec ecx; jnz 1b
     assert_eq!(rounds(&short, Variant::Fast), (8, true));
     assert_eq!(rounds(&short, Variant::Careful), (1, true));
-    let long = |adds: usize| {
-        let mut code = [0x48, 0x01, 0xc8].repeat(adds);
+    let with_branches = |before: &[u8], adds: usize| {
+        let mut code = before.to_vec();
+        code.extend([0x48, 0x01, 0xc8].repeat(adds));
         code.extend([0xff, 0xc9, 0x75]);
         code.push(0u8.wrapping_sub(code.len() as u8 + 1));
         code
     };
+    let long = |adds| with_branches(&[], adds);
     assert_eq!(rounds(&long(6), Variant::Fast), (4, true));
     assert_eq!(rounds(&long(14), Variant::Fast), (2, true));
-    assert_eq!(rounds(&long(15), Variant::Fast), (1, true));
+    assert_eq!(rounds(&long(15), Variant::Fast), (2, true));
+    assert_eq!(rounds(&long(35), Variant::Fast), (2, true));
+    let skips = [0x75, 0x01, 0x90]; // jnz 2f; nop
+    assert_eq!(rounds(&with_branches(&skips, 15), Variant::Fast), (1, true));
 }
 
 #[test]

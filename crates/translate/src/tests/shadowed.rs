@@ -91,6 +91,29 @@ fn addresses_that_nobody_has_fault_as_they_should() {
     }
 }
 
+/// A kernel that turns SMAP on once it has the shadow, and looks at the user's page with AC and
+/// without.
+#[test]
+fn a_kernel_that_turns_smap_on_has_no_shadow() {
+    let code = [
+        0xbe, 0, 0, 0x40, 0, // mov esi, SMALL
+        0xb9, 3, 0, 0, 0, // mov ecx, 3
+        0x48, 0x01, 0x0e, // 1: add [rsi], rcx
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf9, // jnz 1b
+        0x0f, 0x20, 0xe0, // mov rax, cr4
+        0x0d, 0, 0, 0x20, 0, // or eax, CR4_SMAP
+        0x0f, 0x22, 0xe0, // mov cr4, rax
+        0x0f, 0x01, 0xcb, // stac
+        0xe8, 0, 0, 0, 0, // call 2f
+        0x48, 0x8b, 0x06, // 2: mov rax, [rsi]
+        0x0f, 0x01, 0xca, // clac
+        0x48, 0x8b, 0x16, // mov rdx, [rsi], which faults
+        0xf4,
+    ];
+    check("SMAP", &code);
+}
+
 /// As after a reset: the vCPU and its TLB are new, and so is RAM, the engine is not.
 #[test]
 fn machines_that_begin_anew_begin_without_a_shadow() {
