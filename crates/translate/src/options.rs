@@ -51,7 +51,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             cache_size: 64 << 20,
-            block_insns_max: 100,
+            block_insns_max: 200,
             traces: true,
             groups: true,
             shadow: Shadowing::Earned,

@@ -27,9 +27,9 @@ const BRANCHES_MAX: usize = 8;
 const LONG: usize = 40;
 /// Nor does it repeat a loop that is longer than this with one more copy of it.
 const REPEATED: usize = 32;
-/// But a loop without other branches has two copies up to this: what is checked for the first
-/// serves the second as well.
-const TWICE: usize = 100;
+/// But if there are no other branches in it up to this: what is checked for the first copy serves
+/// the others as well.
+const REPEATED_ALONE: usize = 200;
 /// Bytes that instructions in a row are looked for in at once.
 const WINDOW: usize = 1024;
 /// Which translation of some code.
@@ -315,8 +315,8 @@ impl Discovery<'_> {
         let copies = 1 + self.insns.iter().filter(|planned| planned.offset == offset).count();
         let length = self.insns.len() + 1;
         let whole = length + length / copies;
-        let twice = copies == 1 && self.branches == 1 && whole <= TWICE;
-        is_loop(instruction, start) && (whole <= REPEATED || twice)
+        let most = if self.branches == copies { REPEATED_ALONE } else { REPEATED };
+        is_loop(instruction, start) && whole <= most
     }
 
     /// Instructions from `from` on; where they go on, or how they end.

@@ -43,10 +43,9 @@ fn loops_are_repeated_as_long_as_they_are_short() {
         code
     };
     let long = |adds| with_branches(&[], adds);
-    assert_eq!(rounds(&long(6), Variant::Fast), (4, true));
-    assert_eq!(rounds(&long(14), Variant::Fast), (2, true));
-    assert_eq!(rounds(&long(15), Variant::Fast), (2, true));
-    assert_eq!(rounds(&long(35), Variant::Fast), (2, true));
+    assert_eq!(rounds(&long(6), Variant::Fast), (8, true));
+    assert_eq!(rounds(&long(31), Variant::Fast), (6, true));
+    assert_eq!(rounds(&long(38), Variant::Fast), (5, true));
     let skips = [0x75, 0x01, 0x90]; // jnz 2f; nop
     assert_eq!(rounds(&with_branches(&skips, 15), Variant::Fast), (1, true));
 }
