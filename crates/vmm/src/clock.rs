@@ -16,9 +16,10 @@ const QUANTUM_BRANCHES_MAX: u64 = 10_000_000;
 /// A quantum is run in so many slices, after each of which the host's clock says whether it has
 /// lasted long enough: what a branch takes may change manyfold from one to the next.
 const SLICES: u64 = 10;
-/// So many at once where those before took about what was expected: the end of a slice costs some
-/// microseconds.
+/// So many at once where those before took about what was expected, and many quanta before them:
+/// the end of a slice costs some microseconds.
 const STEADY_SLICES: u64 = 3;
+const STEADY_QUANTA: u32 = 50;
 /// A measurement counts for one in so many.
 const SMOOTHING: i64 = 8;
 /// So many quanta in a row far from what was expected, on the same side, are a new phase of the
@@ -58,6 +59,8 @@ pub(crate) struct LiveClock {
     measured: i64,
     /// Quanta in a row that took far more than expected, or as a negative number far less.
     surprises: i64,
+    /// Quanta in a row that took about what was expected.
+    steady: u32,
     /// Virtual time is ahead by this and goes slower than it should; 0 if not.
     slowed_for_ns: u64,
     /// Host time up to which the allowance of anchors is used up.
@@ -80,6 +83,7 @@ impl LiveClock {
             rate_millins: NOMINAL_RATE_MILLINS,
             measured: 0,
             surprises: 0,
+            steady: 0,
             slowed_for_ns: 0,
             spent_until_ns: 0,
         }
@@ -119,6 +123,7 @@ impl LiveClock {
             below if below < self.cost_millins * 2 / 3 => -1,
             _ => 0,
         };
+        self.steady = if side == 0 { self.steady.saturating_add(1) } else { 0 };
         let goes_on = side == self.surprises.signum();
         self.surprises = side + if goes_on { self.surprises } else { 0 };
         if self.surprises.abs() == NEW_PHASE {
@@ -184,7 +189,8 @@ impl LiveClock {
     /// `run_ns`.
     pub fn slice_branches(&self, branches: u64, run_ns: u64) -> u64 {
         let expected_ns = u128::from(branches) * u128::from(self.cost_millins) / 1000;
-        let steady = branches != 0 && u128::from(run_ns) <= expected_ns * 3 / 2;
+        let as_expected = branches != 0 && u128::from(run_ns) <= expected_ns * 3 / 2;
+        let steady = as_expected && self.steady >= STEADY_QUANTA;
         let slices = if steady { STEADY_SLICES } else { 1 };
         (self.quantum_branches() * slices).div_ceil(SLICES)
     }
@@ -305,7 +311,7 @@ mod tests {
     #[test]
     fn slices_grow_while_branches_take_what_is_expected() {
         let mut clock = LiveClock::new(0, VirtualTime(0));
-        for _ in 0..20 {
+        for _ in 0..STEADY_QUANTA + 20 {
             clock.measure(QUANTUM_NS, 500_000);
         }
         let quantum = clock.quantum_branches();
@@ -316,6 +322,9 @@ mod tests {
             (3 * quantum).div_ceil(SLICES)
         );
         assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 2), tenth, "they take longer");
+        clock.measure(QUANTUM_NS, 200_000);
+        let tenth = clock.quantum_branches().div_ceil(SLICES);
+        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES), tenth, "they took longer");
         let slow = LiveClock { cost_millins: u64::MAX, ..clock };
         assert!(slow.slice_branches(0, 0) > 0);
     }
