@@ -26,7 +26,7 @@ impl Shadowing {
 pub struct Options {
     /// Bytes of code memory, at least 1 MiB; when they are used up, a sixteenth is emptied.
     pub cache_size: usize,
-    /// Longest block, guest instructions.
+    /// Longest block, guest instructions; but for loops that are repeated.
     pub block_insns_max: usize,
     /// Blocks run on past conditional branches and through jumps.
     pub traces: bool,
@@ -51,7 +51,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             cache_size: 64 << 20,
-            block_insns_max: 200,
+            block_insns_max: 64,
             traces: true,
             groups: true,
             shadow: Shadowing::Earned,

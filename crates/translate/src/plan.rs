@@ -20,7 +20,7 @@ use crate::mirror::{self, Reads};
 use crate::options::Options;
 
 /// Instructions of a block, whatever the options say; their numbers fit a byte.
-const INSNS_MAX: usize = 250;
+const INSNS_MAX: usize = REPEATED_ALONE;
 /// Branches of a fast block.
 const BRANCHES_MAX: usize = 8;
 /// A fast block runs past no branch after so many instructions.
@@ -244,7 +244,12 @@ pub(crate) fn discover(
     if let Some(next) = &source.next {
         return discover_on_two(mode, source, next, factory);
     }
+    let limit = options.block_insns_max.min(INSNS_MAX);
+    // Short blocks are asked for by tests.
+    let most = if limit < REPEATED { limit } else { REPEATED_ALONE };
     let mut discovery = Discovery {
+        limit,
+        most,
         factory,
         insns,
         extents: Vec::new(),
@@ -254,7 +259,7 @@ pub(crate) fn discover(
     };
     let mut from = source.start;
     let end = loop {
-        match discovery.run(options, mode, source, from) {
+        match discovery.run(mode, source, from) {
             Ok(end) => break end,
             Err(target) => from = target,
         }
@@ -299,6 +304,9 @@ fn is_loop(instruction: &Instruction, start: u16) -> bool {
 }
 
 struct Discovery<'a> {
+    /// Instructions of the block, and of one that repeats a loop without other branches.
+    limit: usize,
+    most: usize,
     factory: &'a mut InstructionInfoFactory,
     insns: Vec<Planned>,
     extents: Vec<(u16, u16)>,
@@ -315,18 +323,12 @@ impl Discovery<'_> {
         let copies = 1 + self.insns.iter().filter(|planned| planned.offset == offset).count();
         let length = self.insns.len() + 1;
         let whole = length + length / copies;
-        let most = if self.branches == copies { REPEATED_ALONE } else { REPEATED };
+        let most = if self.branches == copies { self.most } else { REPEATED };
         is_loop(instruction, start) && whole <= most
     }
 
     /// Instructions from `from` on; where they go on, or how they end.
-    fn run(
-        &mut self,
-        options: Options,
-        mode: Mode,
-        source: &Source<'_>,
-        from: u16,
-    ) -> Result<End, u16> {
+    fn run(&mut self, mode: Mode, source: &Source<'_>, from: u16) -> Result<End, u16> {
         let mut window = [0; WINDOW];
         let end = usize::from(from).saturating_add(WINDOW).min(4096);
         let window = &mut window[..end - usize::from(from)];
@@ -337,10 +339,7 @@ impl Discovery<'_> {
             let offset = decoder.ip();
             self.stop = offset as u16;
             let breaks = source.breakpoints.contains(&self.stop);
-            if offset == 4096
-                || breaks
-                || self.insns.len() >= options.block_insns_max.min(INSNS_MAX)
-            {
+            if offset == 4096 || breaks || self.insns.len() >= self.limit {
                 self.extents.push(extent(offset));
                 return Ok(if offset == 4096 { End::Page } else { End::Limit });
             }
@@ -385,6 +384,7 @@ impl Discovery<'_> {
             let (again, inside) = (planned.again, planned.inside);
             self.insns.push(planned);
             if again {
+                self.limit = self.limit.max(self.most);
                 self.extents.push((from, decoder.ip() as u16));
                 return Err(source.start);
             }
