@@ -207,8 +207,9 @@ impl Emitter<'_> {
         let access = if memory { Some(memory_access(planned)?) } else { None };
         let may_go = direct::may_go(unit, access == Some(Access::Write));
         let direct = memory && may_go && self.is_direct(guest.memory_size().size());
+        let uses = uses_of(guest);
         let operand = match direct {
-            true => Some(self.direct_operand(planned, uses_of(guest))?),
+            true => Some(self.direct_operand(planned, uses)?),
             false => None,
         };
         match planned.operand {
@@ -220,7 +221,7 @@ impl Emitter<'_> {
                 self.end_mirrors();
             }
         }
-        let mut placing = self.place_registers(planned, memory, operand)?;
+        let mut placing = self.place_registers(planned, uses, memory, operand)?;
         if let (Some(access), false) = (access, direct) {
             let displacement = self.operand(planned, access)?;
             set_displacement(&mut placing.instruction, displacement);
@@ -396,6 +397,7 @@ impl Emitter<'_> {
     fn place_registers(
         &mut self,
         planned: &Planned,
+        uses: Uses,
         memory: bool,
         direct: Option<direct::Operand>,
     ) -> Result<Placing, Unsupported> {
@@ -412,7 +414,7 @@ impl Emitter<'_> {
             let at_rdi = direct::Operand { base: host::RDI, index: None, displacement: 0 };
             set_memory(&mut instruction, direct.unwrap_or(at_rdi));
         }
-        let Uses { low: high_byte, natural_rax, .. } = uses_of(guest);
+        let Uses { low: high_byte, natural_rax, .. } = uses;
         let effects = &planned.effects;
         let in_word =
             if memory || high_byte { None } else { self.use_word(effects, &mut instruction) };

@@ -175,7 +175,8 @@ impl Emitter<'_> {
     /// What was emitted from `start` on may fault.
     pub(crate) fn note_fault(&mut self, start: u32, faults: Faults) {
         let Emitter { offset, unretired, flags, budget, .. } = *self;
-        let (size, held) = ((self.place() - start) as u8, self.mirrors.held());
+        let size = u8::try_from(self.place() - start).expect("one instruction");
+        let held = self.mirrors.held();
         self.faults.push(FaultSite { start, size, offset, unretired, flags, budget, faults, held });
     }
 

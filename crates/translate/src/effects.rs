@@ -1,6 +1,6 @@
 //! What an instruction does with its operands, asked of the decoder's tables once for each.
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, UsedRegister};
+use iced_x86::{Instruction, InstructionInfoFactory, OpAccess};
 
 use crate::address::number;
 
@@ -27,18 +27,17 @@ pub(crate) fn is_read(access: OpAccess) -> bool {
 impl Effects {
     pub(crate) fn of(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Effects {
         let info = factory.info(instruction);
-        let written = info
-            .used_registers()
-            .iter()
-            .filter(|used| used.register().is_gpr() && !is_read(used.access()))
-            .fold(0, |bits, used| bits | 1 << number(used.register()));
-        let partly = |used: &UsedRegister| used.register().size() < 4;
-        let read = info
-            .used_registers()
-            .iter()
-            .filter(|used| used.register().is_gpr())
-            .filter(|used| used.access() != OpAccess::Write || partly(used))
-            .fold(0, |bits, used| bits | 1 << number(used.register()));
+        let (mut written, mut read) = (0, 0);
+        for used in info.used_registers().iter().filter(|used| used.register().is_gpr()) {
+            let (register, access) = (used.register(), used.access());
+            let bit = 1 << number(register);
+            if !is_read(access) {
+                written |= bit;
+            }
+            if access != OpAccess::Write || register.size() < 4 {
+                read |= bit;
+            }
+        }
         let memory = match info.used_memory() {
             [used] => Some(used.access()),
             _ => None,

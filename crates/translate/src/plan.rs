@@ -304,8 +304,9 @@ fn is_loop(instruction: &Instruction, start: u16) -> bool {
 }
 
 struct Discovery<'a> {
-    /// Instructions of the block, and of one that repeats a loop without other branches.
+    /// Most instructions of the block.
     limit: usize,
+    /// The same if it repeats a loop without other branches.
     most: usize,
     factory: &'a mut InstructionInfoFactory,
     insns: Vec<Planned>,
@@ -363,7 +364,8 @@ impl Discovery<'_> {
                 continue;
             }
             self.branches += 1;
-            let room = self.long && self.branches < BRANCHES_MAX && self.insns.len() < LONG;
+            let goes_on = self.long && self.branches < BRANCHES_MAX;
+            let room = goes_on && self.insns.len() < LONG;
             let target = instruction.near_branch_target();
             let covered = |at: u64| {
                 let from = u64::from(from);
@@ -378,8 +380,7 @@ impl Discovery<'_> {
             let passes = instruction.is_jcc_short_or_near()
                 && decoder.ip() < 4096
                 && !(direct && (target <= offset || covered(target)));
-            let again = self.long && self.branches < BRANCHES_MAX;
-            planned.again = again && self.may_repeat(&instruction, source.start);
+            planned.again = goes_on && self.may_repeat(&instruction, source.start);
             planned.inside = planned.again || room && (jumps || passes);
             let (again, inside) = (planned.again, planned.inside);
             self.insns.push(planned);

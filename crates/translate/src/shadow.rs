@@ -234,18 +234,12 @@ impl ShadowMap {
     /// taken out.
     #[inline]
     pub(crate) fn settle_later(&mut self, tlb: &mut Tlb) -> bool {
-        let Some(owner) = self.owner else { return false };
-        if !self.is_of(tlb, owner.side) {
-            return false;
+        let owned = self.owner.is_some_and(|owner| self.is_of(tlb, owner.side));
+        let waits = owned && tlb.lost().is_some_and(|lost| lost.len() < WAITING_MAX);
+        if !waits {
+            self.settle(tlb);
         }
-        match tlb.lost() {
-            None => false,
-            Some(lost) if lost.len() < WAITING_MAX => true,
-            Some(_) => {
-                self.take_out(tlb);
-                false
-            }
-        }
+        waits
     }
 
     #[cold]

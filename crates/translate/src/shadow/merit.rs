@@ -117,7 +117,7 @@ impl Merit {
         self.spent += 1;
         let lost = self.spent > self.losses * 5 % FICKLE;
         if lost {
-            self.losses = self.losses.wrapping_add(1) % FICKLE;
+            self.losses = (self.losses + 1) % FICKLE;
             self.spent = 0;
         }
         lost
@@ -158,6 +158,15 @@ mod tests {
             while !merit.spend(0, STEP) {}
         }
         assert_eq!(wait(&mut merit, 0, None) as u64, PAUSE_MAX / STEP - 1);
+    }
+
+    #[test]
+    fn a_fickle_shadow_is_lost_after_another_number_of_faults_each_time() {
+        let mut merit = Merit::new(Shadowing::Fickle);
+        let spent = [(); 5].map(|()| (1..20).find(|_| merit.spend(0, STEP)));
+        assert_eq!(spent, [1, 6, 11, 5, 10].map(Some));
+        let mut always = Merit::new(Shadowing::Always);
+        assert!((0..20).all(|_| !always.spend(0, STEP)));
     }
 
     #[test]
