@@ -122,6 +122,9 @@ pub(crate) const fn group(number: usize) -> i32 {
     word(GROUPS + number)
 }
 
+/// The guest registers that are kept in words, in the order of those.
+pub(crate) const SPILLED_GUESTS: [usize; SPILLED_COUNT] = [10, 11, 9, 15];
+
 /// Which of the guest registers that are kept in words is the one of this word.
 pub(crate) fn spilled(word: i32) -> usize {
     word as usize / 8 - SPILLED
@@ -146,6 +149,15 @@ pub(crate) const HOME: [Home; 16] = [
     Home::Host(9),                 // R14
     Home::Word(word(SPILLED + 3)), // R15
 ];
+
+const _: () = {
+    let mut index = 0;
+    while index < SPILLED_COUNT {
+        let home = HOME[SPILLED_GUESTS[index]];
+        assert!(matches!(home, Home::Word(at) if at == word(SPILLED + index)));
+        index += 1;
+    }
+};
 
 /// The host registers of guest RAX and RSP.
 pub(crate) const GUEST_RAX: u8 = 10;

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::assembler::Op;
 use crate::block::{Emitter, Unsupported};
 use crate::classify::Class;
-use crate::layout::{self, Budget, Flags, HOME, Home, SPILLED_COUNT, host};
+use crate::layout::{self, Budget, Flags, HOME, Home, SPILLED_COUNT, SPILLED_GUESTS, host};
 use crate::plan::Planned;
 
 /// The scratch registers, in the order in which they are taken.
@@ -39,11 +39,9 @@ pub(crate) fn find_needs(insns: &mut [Planned]) {
     for (index, planned) in insns.iter_mut().enumerate().rev() {
         // The fall-back engine reads the words themselves.
         let read = if planned.class == Class::Step { 0 } else { planned.effects.read };
-        for (guest, home) in HOME.into_iter().enumerate() {
-            if let Home::Word(word) = home
-                && read & 1 << guest != 0
-            {
-                next[layout::spilled(word)] = index as u8;
+        for (next, guest) in next.iter_mut().zip(SPILLED_GUESTS) {
+            if read & 1 << guest != 0 {
+                *next = index as u8;
             }
         }
         planned.reads = next;
@@ -73,8 +71,7 @@ impl Needs {
 
 /// Whether a block reads words often enough for the budget to make room for them.
 pub(crate) fn are_many(insns: &[Planned]) -> bool {
-    let words = HOME.into_iter().enumerate().filter(|(_, home)| matches!(home, Home::Word(_)));
-    let words = words.fold(0, |bits, (guest, _)| bits | 1u16 << guest);
+    let words = SPILLED_GUESTS.into_iter().fold(0, |bits, guest| bits | 1u16 << guest);
     let reads = insns.iter().map(|it| (it.effects.read & words).count_ones() as usize);
     reads.sum::<usize>() >= MANY
 }
@@ -101,9 +98,8 @@ pub(crate) struct Held([u8; 3]);
 impl Held {
     /// Where each is after a hardware exception, and which guest register it is.
     pub(crate) fn registers(self) -> impl Iterator<Item = (i32, usize)> {
-        let guest = |word: i32| HOME.into_iter().position(|home| home == Home::Word(word));
-        let saved = SAVED.into_iter().zip(self.0);
-        saved.filter_map(move |(saved, number)| Some((saved, guest(i32::from(number) * 8)?)))
+        let dirty = SAVED.into_iter().zip(self.0).filter(|(_, number)| *number != 0);
+        dirty.map(|(saved, number)| (saved, SPILLED_GUESTS[layout::spilled(i32::from(number) * 8)]))
     }
 }
 
@@ -209,10 +205,15 @@ impl Emitter<'_> {
         self.mirrors.is_free(scratch) && self.needed(scratch) == NEVER
     }
 
+    /// The greater, the better the register can be had: it holds nothing, or what is read last.
+    fn spare(&self, scratch: u8) -> (bool, u8) {
+        (self.is_unused(scratch), self.needed(scratch))
+    }
+
     /// A scratch register, free for anything, not one of `taken`; there is one. Keeps flags.
     pub(crate) fn any_scratch(&mut self, taken: &[u8]) -> u8 {
         let others = self.scratch().filter(|other| !taken.contains(other));
-        let scratch = others.max_by_key(|other| (self.is_unused(*other), self.needed(*other)));
+        let scratch = others.max_by_key(|other| self.spare(*other));
         let scratch = scratch.expect("an address takes at most two");
         self.free(scratch);
         scratch
@@ -232,7 +233,7 @@ impl Emitter<'_> {
             return Ok(holder);
         }
         let others = self.scratch().filter(|other| !taken.contains(other)).rev();
-        let chosen = others.max_by_key(|other| (self.is_unused(*other), self.needed(*other)));
+        let chosen = others.max_by_key(|other| self.spare(*other));
         let chosen = chosen.ok_or(Unsupported)?;
         self.free(chosen);
         Ok(chosen)
