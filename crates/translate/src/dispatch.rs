@@ -163,10 +163,11 @@ impl Translator {
         let vcpu = &*leaving.cpu.vcpu;
         let (rip, branches) = (vcpu.regs.rip(), vcpu.branches);
         let Some(mode) = Mode::of(vcpu, &self.shadow) else { return Next::Boundary };
+        // Also where RF is set, as after #PF, so that one instruction is stepped first.
+        self.shadow.come_back(leaving.cpu);
         if !leaving.is_undisturbed() || branches >= leaving.until {
             return Next::Boundary;
         }
-        self.shadow.come_back(leaving.cpu);
         leaving.mode = mode;
         leaving.words.set(layout::BUDGET, leaving.until - branches);
         leaving.words.set(layout::PAGE, rip & !PAGE_MASK);

@@ -314,11 +314,11 @@ impl ShadowMap {
     /// The guest's kernel went back to user code: brings in the page that it provided, if it did,
     /// before user code faults for it once more.
     pub(crate) fn come_back(&mut self, cpu: &mut Cpu<'_>) {
-        let Some(page) = self.raised.take() else { return };
-        let Some(owner) = self.owner else { return };
+        let (Some(page), Some(owner)) = (self.raised, self.owner) else { return };
         if !self.is_of(&cpu.vcpu.tlb, cpu.vcpu.mode.side) {
             return;
         }
+        self.raised = None;
         self.settle(&mut cpu.vcpu.tlb);
         if self.map_around(cpu, owner, page) {
             self.spend(LOSS_COST);

@@ -12,12 +12,15 @@ const EARNED: u64 = 300_000;
 const HALF_LIFE: u64 = 12_000_000;
 /// What may be spent on the pages of a shadow from the start, and at most at once.
 const CREDIT: u64 = 6_000_000;
-/// What work adds to that: a tenth of it.
-const SHARE: u64 = 10;
+/// What work adds to that: a fifth of it.
+const SHARE: u64 = 5;
 /// A space that spent too much waits for so much work, twice as much each time, and at most so
 /// much.
 const PAUSE: u64 = 15_000_000;
 const PAUSE_MAX: u64 = 600_000_000;
+/// Who has the shadow holds it against others for so much work of theirs in a row: ended programs
+/// do not work.
+const ABSENT: u64 = 2_000_000;
 /// A fickle shadow is lost after so many faults at most, another number each time.
 const FICKLE: u32 = 11;
 
@@ -40,6 +43,8 @@ pub(super) struct Merit {
     spent: u32,
     /// Work done by all.
     work: u64,
+    /// How much that was when the space with the shadow last did some.
+    held: u64,
     halved: u64,
 }
 
@@ -52,6 +57,7 @@ impl Merit {
             losses: 0,
             spent: 0,
             work: 0,
+            held: 0,
             halved: 0,
         }
     }
@@ -82,9 +88,11 @@ impl Merit {
         self.record(space).worked += branches;
         if shadowed == Some(space) {
             self.credit = (self.credit + branches / SHARE).min(CREDIT);
+            self.held = self.work;
             return false;
         }
-        let rival = shadowed.map_or(0, |other| self.record(other).worked * 2);
+        let there = shadowed.filter(|_| self.work - self.held < ABSENT);
+        let rival = there.map_or(0, |other| self.record(other).worked * 2);
         let work = self.work;
         let record = self.record(space);
         work >= record.waits_until && record.worked >= EARNED && record.worked > rival
@@ -93,6 +101,7 @@ impl Merit {
     /// A space has the shadow now.
     pub(super) fn begin(&mut self) {
         self.credit = CREDIT;
+        self.held = self.work;
     }
 
     /// The space with the shadow spent so many branches' time on it; whether it is to lose it.
@@ -144,8 +153,12 @@ mod tests {
         for _ in 0..9 {
             assert!(!merit.note_work(3, STEP, Some(3)));
         }
-        let waited = wait(&mut merit, 0, Some(3));
-        assert!((10..60).contains(&waited), "the other had it: {waited}");
+        let both = (0..100).position(|_| {
+            merit.note_work(3, STEP, Some(3));
+            merit.note_work(0, STEP, Some(3))
+        });
+        assert_eq!(both, None, "the other works as much");
+        assert_eq!(wait(&mut merit, 0, Some(3)) as u64, ABSENT / STEP - 1, "it has ended");
         merit.begin();
         let spent = (0..100).position(|_| merit.spend(0, STEP));
         assert_eq!(spent, Some((CREDIT / STEP) as usize));
@@ -170,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn work_adds_a_tenth_to_what_may_be_spent() {
+    fn work_adds_a_fifth_to_what_may_be_spent() {
         let mut merit = Merit::new(Shadowing::Earned);
         for _ in 0..1000 {
             assert!(!merit.spend(0, STEP));

@@ -41,6 +41,66 @@ fn pages_come_into_the_shadow_once() {
     check("shadowed work", WORK);
 }
 
+/// A handler of #PF that provides pages: the faulting instruction has RF set when it comes back.
+#[test]
+fn pages_that_a_handler_provides_are_in_the_shadow_when_it_returns() {
+    let mut code = vec![0x90; 0x200];
+    let main = [
+        0xbe, 0, 0x40, 0x40, 0, // mov esi, SMALL + 4000h
+        0xb9, 64, 0, 0, 0, // mov ecx, 64
+        0x48, 0x01, 0x0e, // 1: add [rsi], rcx
+        0x48, 0x01, 0x4e, 0x08, // add [rsi + 8], rcx
+        0x48, 0x8d, 0xb6, 0, 0x10, 0, 0, // lea rsi, [rsi + 1000h]
+        0xff, 0xc9, // dec ecx
+        0x75, 0xee, // jnz 1b
+        0xf4, // hlt
+    ];
+    let handler = [
+        0x0f, 0x20, 0xd2, // mov rdx, cr2
+        0xc1, 0xea, 0x0c, // shr edx, 12
+        0x81, 0xe2, 0xff, 1, 0, 0, // and edx, 1ffh
+        0x89, 0xd0, // mov eax, edx
+        0xc1, 0xe0, 0x0c, // shl eax, 12
+        0x05, 0, 0, 0x20, 0, // add eax, 200000h
+        0x48, 0x89, 0x10, // mov [rax], rdx: the page is cleared, say
+        0x83, 0xc8, 0x63, // or eax, P, W, A and D
+        0x48, 0x89, 0x04, 0xd5, 0, 0x50, 0, 0, // mov [SMALL_TABLE + rdx * 8], rax
+        0x48, 0x83, 0xc4, 0x08, // add rsp, 8
+        0x48, 0xcf, // iretq
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    code[0x100..0x100 + handler.len()].copy_from_slice(&handler);
+    let provided = || {
+        let mut guest = shadowed_guest(&code);
+        let gate = (CODE + 0x100) & 0xffff | 0x8 << 16 | 0x8e00 << 32 | CODE >> 16 << 48;
+        for page in 4..68 {
+            guest.ram.write(Gpa(0x20_0000 + (page << 12)), &[0; 8]).unwrap(); // written before
+        }
+        guest.vcpu.segments[Seg::Ss as usize].selector = 0; // one that IRETQ can load
+        guest.ram.write(Gpa(0x8000 + 16 * 14), &gate.to_le_bytes()).unwrap();
+        guest
+    };
+    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+    let Guest { mut vcpu, mut ram } = provided();
+    let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+    while engine.run(&mut cpu, u64::MAX) != Exit::Halted {}
+    let counters = engine.counters();
+    let served = counters.iter().find(|(name, _)| name == "faults served by the shadow");
+    assert!(served.unwrap().1 < 10, "they come with the 64 faults that raise #PF: {counters:?}");
+    drop(engine);
+    for stride in [1, 7, 1000] {
+        let interp = || Box::new(Interp::new().unwrap());
+        let expected = trace_guest(interp(), provided(), stride);
+        assert_eq!(expected.last().unwrap().0, 3 * 64, "#PF, IRETQ and JNZ");
+        for options in settings() {
+            let engine = Translator::new(interp(), options).unwrap();
+            let got = trace_guest(Box::new(engine), provided(), stride);
+            assert_eq!(got, expected, "stride {stride}, {options:?}");
+        }
+    }
+}
+
 /// A page-table entry leads elsewhere, to what may only be read, and nowhere.
 #[test]
 fn the_shadow_follows_page_tables() {
