@@ -303,6 +303,19 @@ impl Vcpu {
         self.attention |= self.patience == 0;
     }
 
+    /// Whether a run is content with fewer branches; for others patience is so much that slow work
+    /// does not come near its half.
+    #[inline]
+    pub fn may_tire(&self) -> bool {
+        self.patience < u32::MAX / 2
+    }
+
+    /// Makes a run that is content with fewer branches end.
+    pub fn tire(&mut self) {
+        self.patience = 0;
+        self.attention = true;
+    }
+
     /// A vCPU after power-up reset (SDM vol. 3, table 10-1).
     pub fn new(index: u32, model: crate::cpuid::Model) -> Vcpu {
         let mut vcpu = Vcpu {

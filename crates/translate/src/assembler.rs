@@ -104,6 +104,12 @@ impl Assembler {
         self.put(&value.to_le_bytes());
     }
 
+    /// `cmp rsi, value`.
+    pub(crate) fn compare_rsi(&mut self, value: u32) {
+        self.put(&[0x48, 0x81, 0xfe]);
+        self.put(&value.to_le_bytes());
+    }
+
     /// `mov register, word`, the low 32 bits; `register` is one of the first eight.
     pub(crate) fn load_low(&mut self, register: u8, word: i32) {
         self.plain_word(&[0x8b], register, word);

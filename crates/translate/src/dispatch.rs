@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::num::NonZeroU32;
 
-use cpu::{Access, Activity, Cpu, Engine, Exit, Registers, Shadow, Vcpu};
+use cpu::{Access, Cpu, Engine, Exit, Registers, Shadow, Vcpu};
 use memory::RamOffset;
 use types::{PAGE_MASK, PAGE_SIZE};
 
@@ -11,11 +11,12 @@ use crate::TranslateError;
 use crate::cache::{Cache, FarBranch, Jump, Wanted};
 use crate::classify::Mode;
 use crate::crossing::NO_GATE;
+use crate::entry::SOFT_RUN;
 use crate::fallback::{Fallbacks, Reason};
 use crate::fetch::fetch_place;
 use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
-use crate::leaving::Leaving;
+use crate::leaving::{Leaving, boundary};
 use crate::options::Options;
 use crate::plan::Variant;
 use crate::shadow::ShadowMap;
@@ -49,6 +50,8 @@ pub struct Translator {
     instructions: u64,
     /// Executing one instruction.
     stepping: bool,
+    /// The run may end before its last branches.
+    soft: bool,
     /// Times translated code was entered in this run.
     turns: u32,
     /// Where translated code was resumed after the last TLB fill, and how often there.
@@ -93,6 +96,7 @@ impl Translator {
             dispatches: 0,
             instructions: 0,
             stepping: false,
+            soft: false,
             turns: 0,
             filled_for: 0,
             fills_in_a_row: 0,
@@ -276,6 +280,7 @@ impl Translator {
         words.set(layout::INSTRUCTIONS, 0);
         words.set(layout::VECTORS, 0);
         words.set(layout::X87, 0);
+        words.set(layout::SOFT, u64::from(self.soft));
         words.set(layout::HOST_MXCSR, HOST_MXCSR);
         words.set(layout::GATE, u64::from(self.cache.gate(cpu.vcpu)));
         let space = cpu.vcpu.tlb.space();
@@ -424,6 +429,7 @@ impl Translator {
         leaving.settle(rip, site.unretired);
         match site.why {
             Why::Budget | Why::Goto | Why::Far { .. } => {}
+            Why::Ending => leaving.cpu.vcpu.tire(),
             Why::Step { mnemonic, len, then } => {
                 return self.step_instruction(leaving, Step { mnemonic, len, then });
             }
@@ -522,19 +528,6 @@ fn enter(cache: &Cache, vcpu: &mut Vcpu, entry: u32) {
     }
 }
 
-/// Why the engine must stop before the next instruction, if it must.
-fn boundary(vcpu: &Vcpu, until: u64) -> Option<Exit> {
-    match vcpu.activity {
-        Activity::Running => {}
-        Activity::Halted => return Some(Exit::Halted),
-        Activity::Shutdown => return Some(Exit::Shutdown),
-    }
-    if vcpu.attention {
-        return Some(Exit::Attention);
-    }
-    (vcpu.branches >= until).then_some(Exit::Reached)
-}
-
 /// Makes the TLB ready for generated code.
 fn prepare(cpu: &mut Cpu<'_>) {
     cpu.vcpu.tlb.set_bias(cpu.ram.base().as_ptr() as u64);
@@ -545,6 +538,7 @@ impl Engine for Translator {
         prepare(cpu);
         cpu.vcpu.attention = false;
         self.turns = 0;
+        self.soft = cpu.vcpu.may_tire() && until.saturating_sub(cpu.vcpu.branches) > SOFT_RUN;
         let (before, begun) = (Mode::of(cpu.vcpu, &self.shadow), cpu.vcpu.branches);
         let exit = self.run_to(cpu, until);
         if let Some(mode) = before
@@ -564,7 +558,7 @@ impl Engine for Translator {
         prepare(cpu);
         cpu.vcpu.attention = false;
         self.turns = 0;
-        self.stepping = true;
+        (self.stepping, self.soft) = (true, false);
         let before = cpu.vcpu.point();
         // What a dispatch comes to may be no more than a change of the TLB.
         while cpu.vcpu.point() == before && boundary(cpu.vcpu, u64::MAX).is_none() {

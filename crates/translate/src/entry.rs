@@ -23,6 +23,11 @@ use crate::site::{Faults, Why};
 use crate::stub::Stub;
 use crate::trampoline::Trampolines;
 
+/// A run that need not be exact may end before its last branches, so many...
+const SOFT_MARGIN: u32 = 3_000;
+/// ...if it is longer than this.
+pub(crate) const SOFT_RUN: u64 = 4 * SOFT_MARGIN as u64;
+
 /// Offsets of a block's entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entries {
@@ -106,15 +111,15 @@ impl Emitter<'_> {
         self.note_fault(start, Faults::Budget);
     }
 
-    /// Goes over to the careful block if the budget, in RSI, hardly lasts: a fault for it takes as
+    /// Where few branches of the run are left, by the budget in RSI: ends it if it need not be
+    /// exact; goes over to the careful block if the budget hardly lasts. A fault for it takes as
     /// long as some hundred branches of careful blocks.
     fn compare_budget(&mut self) {
         let branches = std::mem::take(&mut self.unretired);
-        self.code.put(&[0x48, 0x81, 0xfe]); // cmp rsi, imm32
-        let margin = self.workshop.options.margin;
-        self.code.put(&(u32::from(branches) + u32::from(margin)).to_le_bytes());
+        let least = u32::from(branches) + u32::from(self.workshop.options.margin);
+        self.code.compare_rsi(least.max(SOFT_MARGIN));
         let jump = self.code.jump_if(condition::BELOW_OR_EQUAL);
-        self.careful_if(jump);
+        self.end_softly_if(jump, least);
         self.unretired = branches;
     }
 

@@ -111,6 +111,8 @@ pub(crate) const KERNEL_TABLE: i32 = word(41);
 /// it.
 pub(crate) const LINEAR_TABLE: i32 = word(45);
 pub(crate) const ARRIVED: i32 = word(46);
+/// 1 if the run may end before its last branches.
+pub(crate) const SOFT: i32 = word(47);
 /// RAX, vector and address of a hardware exception, besides [`FAULT_RIP`] and [`FAULT_FLAGS`].
 pub(crate) const FAULT_RAX: i32 = word(42);
 pub(crate) const FAULT_VECTOR: i32 = word(43);

@@ -69,6 +69,8 @@ pub(crate) enum Why {
         /// Offset in code memory of the code that leaves by this site.
         stub: u32,
     },
+    /// The run is to end here: few of its branches are left, and it need not be exact.
+    Ending,
     /// Stands for where a far branch is, until it is emitted.
     Goto,
 }

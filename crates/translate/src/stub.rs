@@ -1,6 +1,6 @@
 //! Code that is not on the straight path, put behind the block: ways out of it.
 
-use crate::assembler::Form;
+use crate::assembler::{Form, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::control::Arrival;
 use crate::layout::{self, Budget, Flags, host};
@@ -27,6 +27,9 @@ pub(crate) enum Stub {
     Aside { jump: usize, target: u16, left: u8, state: State },
     /// Goes over to the careful block at `offset`, giving back what this one took of the budget.
     Careful { jump: usize, offset: u16, unretired: u8, state: State },
+    /// Ends a run that need not be exact; otherwise goes back to `back` if the budget in RSI is
+    /// above `least`, or over to the careful block at `offset`.
+    Ending { jump: usize, back: usize, least: u32, offset: u16, state: State },
     /// By an indirect branch that the table of linear addresses does not know; `next` is where the
     /// instruction behind it is.
     Arrive { jump: usize, arrival: Arrival, resume: u32, site: Site, next: u16 },
@@ -67,6 +70,12 @@ impl Emitter<'_> {
     pub(crate) fn careful_if(&mut self, jump: usize) {
         let (offset, unretired, state) = (self.offset, self.unretired, self.state());
         self.stubs.push(Stub::Careful { jump, offset, unretired, state });
+    }
+
+    /// Where few branches are left ([`Stub::Ending`]), when the jump at `jump` is taken.
+    pub(crate) fn end_softly_if(&mut self, jump: usize, least: u32) {
+        let (back, offset, state) = (self.code.here(), self.offset, self.state());
+        self.stubs.push(Stub::Ending { jump, back, least, offset, state });
     }
 
     /// To `target` if `condition` holds, before the block's end.
@@ -189,6 +198,22 @@ impl Emitter<'_> {
                 let why = Why::Careful { patch: self.outside(jump), stub: 0 };
                 let site = Site { why, offset, unretired: 0, in_string: false };
                 self.stubs.push(Stub::Leave { jump, site, state: self.state() });
+            }
+            Stub::Ending { jump, back, least, offset, state } => {
+                self.code.bind(jump, here);
+                self.set_state(state);
+                self.code.is_zero(layout::SOFT);
+                let exact = self.code.jump_if(condition::EQUAL);
+                let jump = self.code.jump();
+                let site = Site { why: Why::Ending, offset, unretired: 0, in_string: false };
+                self.stubs.push(Stub::Leave { jump, site, state });
+                let here = self.code.here();
+                self.code.bind(exact, here);
+                self.code.compare_rsi(least);
+                let lasts = self.code.jump_if(condition::ABOVE);
+                self.code.bind(lasts, back);
+                let jump = self.code.jump();
+                self.stubs.push(Stub::Careful { jump, offset, unretired: 0, state });
             }
             Stub::Arrive { jump, arrival, resume, site, next } => {
                 self.code.bind(jump, here);

@@ -20,6 +20,9 @@ const SLICES: u64 = 10;
 /// the end of a slice costs some microseconds.
 const STEADY_SLICES: u64 = 3;
 const STEADY_QUANTA: u32 = 50;
+/// About what was expected: no more than so many times that, and no less than that part of it. The
+/// host's neighbours may take half of it.
+const STEADY_TIMES: u64 = 3;
 /// A measurement counts for one in so many.
 const SMOOTHING: i64 = 8;
 /// So many quanta in a row far from what was expected, on the same side, are a new phase of the
@@ -118,12 +121,14 @@ impl LiveClock {
     }
 
     fn note_surprise(&mut self, sample: u64) {
+        let cost = self.cost_millins;
+        let steady = (cost / STEADY_TIMES..=cost.saturating_mul(STEADY_TIMES)).contains(&sample);
+        self.steady = if steady { self.steady.saturating_add(1) } else { 0 };
         let side = match sample {
-            above if above > self.cost_millins * 3 / 2 => 1,
-            below if below < self.cost_millins * 2 / 3 => -1,
+            above if above > cost * 3 / 2 => 1,
+            below if below < cost * 2 / 3 => -1,
             _ => 0,
         };
-        self.steady = if side == 0 { self.steady.saturating_add(1) } else { 0 };
         let goes_on = side == self.surprises.signum();
         self.surprises = side + if goes_on { self.surprises } else { 0 };
         if self.surprises.abs() == NEW_PHASE {
@@ -189,7 +194,8 @@ impl LiveClock {
     /// `run_ns`.
     pub fn slice_branches(&self, branches: u64, run_ns: u64) -> u64 {
         let expected_ns = u128::from(branches) * u128::from(self.cost_millins) / 1000;
-        let as_expected = branches != 0 && u128::from(run_ns) <= expected_ns * 3 / 2;
+        let most_ns = expected_ns * u128::from(STEADY_TIMES);
+        let as_expected = branches != 0 && u128::from(run_ns) <= most_ns;
         let steady = as_expected && self.steady >= STEADY_QUANTA;
         let slices = if steady { STEADY_SLICES } else { 1 };
         (self.quantum_branches() * slices).div_ceil(SLICES)
@@ -321,8 +327,8 @@ mod tests {
             clock.slice_branches(tenth, QUANTUM_NS / SLICES),
             (3 * quantum).div_ceil(SLICES)
         );
-        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 2), tenth, "they take longer");
-        clock.measure(QUANTUM_NS, 200_000);
+        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 4), tenth, "they take longer");
+        clock.measure(QUANTUM_NS, clock.quantum_branches() / 4);
         let tenth = clock.quantum_branches().div_ceil(SLICES);
         assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES), tenth, "they took longer");
         let slow = LiveClock { cost_millins: u64::MAX, ..clock };

@@ -216,6 +216,42 @@ fn x87_stores_check_no_address_for_others() {
     check("x87 stores", &code);
 }
 
+/// A run that is content with fewer branches ends before its last ones, one that is not does not.
+#[test]
+fn runs_that_need_not_be_exact_end_without_a_fault() {
+    let mut code = vec![0x90; 0x1001];
+    let main = [
+        0xb9, 0, 0x80, 0, 0, // mov ecx, 8000h
+        0x90, 0x90, // the return address is one where such a block begins in registers
+        0xe8, 0xf4, 0x0f, 0, 0, // 1: call function
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf7, // jnz 1b
+        0xf4, // hlt
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    code[0x1000] = 0xc3; // function: ret
+    const UNTIL: u64 = 50_000;
+    let run = |engine: &mut dyn Engine, patience| {
+        let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
+        vcpu.patience = patience;
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+        cpu.sync_tlb();
+        let exit = engine.run(&mut cpu, UNTIL);
+        (exit, vcpu.branches, vcpu.patience)
+    };
+    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+    let (exit, branches, patience) = run(&mut engine, u32::MAX);
+    assert_eq!((exit, branches), (Exit::Reached, UNTIL));
+    assert!(patience < u32::MAX, "translating is slow work");
+    assert_eq!(run(&mut engine, patience).1, UNTIL);
+    let (exit, branches, patience) = run(&mut engine, 1000);
+    assert_eq!((exit, patience), (Exit::Attention, 0));
+    assert!((UNTIL - 3_000..UNTIL).contains(&branches), "{branches}");
+    drop(engine);
+    check("a run with many calls", &code);
+}
+
 /// Code that has the shadow relies on the stack pointer, wherever it is and however it got there.
 #[test]
 fn stack_pointers_may_be_anything() {
