@@ -1,6 +1,6 @@
 //! The seam between a vCPU and what executes its instructions.
 
-use crate::Cpu;
+use crate::{Activity, Cpu, Vcpu};
 
 /// Why an engine gave control back. No host fact is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,23 @@ pub enum Exit {
     Breakpoint,
     /// Nothing happened, but the engine lets its caller look around. Never visible to the guest.
     Yielded,
+}
+
+impl Vcpu {
+    /// Why an engine that runs to branch count `until` must stop before the next instruction, if it
+    /// must.
+    #[inline]
+    pub fn boundary(&self, until: u64) -> Option<Exit> {
+        match self.activity {
+            Activity::Running => {}
+            Activity::Halted => return Some(Exit::Halted),
+            Activity::Shutdown => return Some(Exit::Shutdown),
+        }
+        if self.attention {
+            return Some(Exit::Attention);
+        }
+        (self.branches >= until).then_some(Exit::Reached)
+    }
 }
 
 /// Executes instructions. Every engine gives the same state at the same execution point.

@@ -310,7 +310,7 @@ impl Vcpu {
         self.patience < u32::MAX / 2
     }
 
-    /// Makes a run that is content with fewer branches end.
+    /// Makes a run that is content with fewer branches end here.
     pub fn tire(&mut self) {
         self.patience = 0;
         self.attention = true;

@@ -1,8 +1,7 @@
 //! The loop: fetch a block, execute its instructions, deliver what they raise, stop where asked.
 
 use cpu::{
-    Access, Activity, Cpu, DR6_BS, Engine, Exception, Exit, Place, Result, Seg, Shadow, Vcpu, flag,
-    gpr,
+    Access, Cpu, DR6_BS, Engine, Exception, Exit, Place, Result, Seg, Shadow, Vcpu, flag, gpr,
 };
 use memory::RamOffset;
 use native::{NativeError, Operand, Stubs};
@@ -242,25 +241,12 @@ fn run_insns(exec: &mut Exec<'_, '_>, insns: &[Insn]) -> u64 {
     insns.len() as u64
 }
 
-/// Why the engine must stop before the next instruction, if it must.
-fn boundary(vcpu: &Vcpu, until: u64) -> Option<Exit> {
-    match vcpu.activity {
-        Activity::Running => {}
-        Activity::Halted => return Some(Exit::Halted),
-        Activity::Shutdown => return Some(Exit::Shutdown),
-    }
-    if vcpu.attention {
-        return Some(Exit::Attention);
-    }
-    (vcpu.branches >= until).then_some(Exit::Reached)
-}
-
 impl Engine for Interp {
     fn run(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
         self.check_model(cpu.vcpu);
         cpu.vcpu.attention = false;
         for _ in 0..BLOCKS_MAX {
-            if let Some(exit) = boundary(cpu.vcpu, until) {
+            if let Some(exit) = cpu.vcpu.boundary(until) {
                 return exit;
             }
             if !self.breakpoints.is_empty() {
@@ -281,7 +267,7 @@ impl Engine for Interp {
         self.check_model(cpu.vcpu);
         cpu.vcpu.attention = false;
         self.execute_step(cpu);
-        boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
+        cpu.vcpu.boundary(u64::MAX).unwrap_or(Exit::Reached)
     }
 
     fn set_breakpoints(&mut self, addresses: &[u64]) {

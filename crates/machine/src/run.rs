@@ -66,7 +66,8 @@ impl Machine {
 
     /// As [`Machine::run`], but after much slow work it is content with fewer branches: `until` was
     /// chosen for the time that branches usually take, and first writes and new code may take a
-    /// hundred times as long. [`Stop::Reached`] is at a branch all the same.
+    /// hundred times as long. The engine may leave out the last few branches too, where stopping
+    /// exactly takes longer. [`Stop::Reached`] is at a branch all the same.
     pub fn run_slice(
         &mut self,
         engine: &mut dyn Engine,

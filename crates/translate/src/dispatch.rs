@@ -16,7 +16,7 @@ use crate::fallback::{Fallbacks, Reason};
 use crate::fetch::fetch_place;
 use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
-use crate::leaving::{Leaving, boundary};
+use crate::leaving::Leaving;
 use crate::options::Options;
 use crate::plan::Variant;
 use crate::shadow::ShadowMap;
@@ -230,7 +230,7 @@ impl Translator {
             if std::mem::take(&mut self.hit_breakpoint) {
                 return Exit::Breakpoint;
             }
-            if let Some(exit) = boundary(cpu.vcpu, until) {
+            if let Some(exit) = cpu.vcpu.boundary(until) {
                 return exit;
             }
             if self.turns > ENTRIES_MAX {
@@ -561,11 +561,11 @@ impl Engine for Translator {
         (self.stepping, self.soft) = (true, false);
         let before = cpu.vcpu.point();
         // What a dispatch comes to may be no more than a change of the TLB.
-        while cpu.vcpu.point() == before && boundary(cpu.vcpu, u64::MAX).is_none() {
+        while cpu.vcpu.point() == before && cpu.vcpu.boundary(u64::MAX).is_none() {
             self.dispatch(cpu, u64::MAX);
         }
         self.stepping = false;
-        boundary(cpu.vcpu, u64::MAX).unwrap_or(Exit::Reached)
+        cpu.vcpu.boundary(u64::MAX).unwrap_or(Exit::Reached)
     }
 
     fn set_breakpoints(&mut self, addresses: &[u64]) {

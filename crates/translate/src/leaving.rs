@@ -1,7 +1,7 @@
 //! The vCPU between translated code and whatever comes next.
 
 use cpu::tlb::layout as tlb;
-use cpu::{Access, Activity, Cpu, Exit, Place, Seg, Vcpu, flag, gpr};
+use cpu::{Access, Activity, Cpu, Place, Seg, flag, gpr};
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::classify::Mode;
@@ -85,17 +85,4 @@ impl Leaving<'_, '_> {
             Access::Exec => tlb.lookup_exec(side, gva).is_some(),
         }
     }
-}
-
-/// Why the engine must stop before the next instruction, if it must.
-pub(crate) fn boundary(vcpu: &Vcpu, until: u64) -> Option<Exit> {
-    match vcpu.activity {
-        Activity::Running => {}
-        Activity::Halted => return Some(Exit::Halted),
-        Activity::Shutdown => return Some(Exit::Shutdown),
-    }
-    if vcpu.attention {
-        return Some(Exit::Attention);
-    }
-    (vcpu.branches >= until).then_some(Exit::Reached)
 }

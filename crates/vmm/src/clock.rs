@@ -122,7 +122,7 @@ impl LiveClock {
 
     fn note_surprise(&mut self, sample: u64) {
         let cost = self.cost_millins;
-        let steady = (cost / STEADY_TIMES..=cost.saturating_mul(STEADY_TIMES)).contains(&sample);
+        let steady = (cost / STEADY_TIMES..=cost * STEADY_TIMES).contains(&sample);
         self.steady = if steady { self.steady.saturating_add(1) } else { 0 };
         let side = match sample {
             above if above > cost * 3 / 2 => 1,
@@ -323,10 +323,14 @@ mod tests {
         let quantum = clock.quantum_branches();
         let tenth = quantum.div_ceil(SLICES);
         assert_eq!(clock.slice_branches(0, 0), tenth, "nothing is known");
-        assert_eq!(
-            clock.slice_branches(tenth, QUANTUM_NS / SLICES),
-            (3 * quantum).div_ceil(SLICES)
-        );
+        let long = (3 * quantum).div_ceil(SLICES);
+        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES), long);
+        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 2), long, "neighbours");
+        let mut contended = clock.clone();
+        contended.measure(QUANTUM_NS, quantum / 2);
+        let (tenth_then, run_ns) =
+            (contended.quantum_branches().div_ceil(SLICES), QUANTUM_NS / SLICES);
+        assert!(contended.slice_branches(tenth_then, run_ns) > tenth_then, "they took half of it");
         assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 4), tenth, "they take longer");
         clock.measure(QUANTUM_NS, clock.quantum_branches() / 4);
         let tenth = clock.quantum_branches().div_ceil(SLICES);
