@@ -264,9 +264,10 @@ pub struct Vcpu {
     pub mode: Mode,
     /// Derived: an engine leaves its fast path at the next instruction boundary when set.
     pub attention: bool,
-    /// Slow pieces of work that may yet be done before the machine looks at the host's clock: no
-    /// state of the guest. See [`Vcpu::toil`].
-    pub patience: u32,
+    /// Slow pieces of work that may yet be done before the machine looks at the host's clock, or
+    /// `None` if the run goes on to its last branch whatever it takes: no state of the guest. See
+    /// [`Vcpu::toil`].
+    pub patience: Option<u32>,
 }
 
 /// What the current code segment and control registers make of the machine; derived.
@@ -299,20 +300,14 @@ impl Vcpu {
     /// block translated. After too many the engine leaves, so that the machine can end its run at
     /// the next branch. The guest cannot tell.
     pub fn toil(&mut self) {
-        self.patience = self.patience.saturating_sub(1);
-        self.attention |= self.patience == 0;
-    }
-
-    /// Whether a run is content with fewer branches; for others patience is so much that slow work
-    /// does not come near its half.
-    #[inline]
-    pub fn may_tire(&self) -> bool {
-        self.patience < u32::MAX / 2
+        let Some(patience) = &mut self.patience else { return };
+        *patience = patience.saturating_sub(1);
+        self.attention |= *patience == 0;
     }
 
     /// Makes a run that is content with fewer branches end here.
     pub fn tire(&mut self) {
-        self.patience = 0;
+        self.patience = Some(0);
         self.attention = true;
     }
 
@@ -346,7 +341,7 @@ impl Vcpu {
             tlb: Tlb::new(),
             mode: Mode::default(),
             attention: false,
-            patience: u32::MAX,
+            patience: None,
         };
         vcpu.segments[Seg::Cs as usize] =
             Segment { base: 0xffff_0000, ..Segment::real(0xf000, true) };

@@ -60,7 +60,7 @@ fn hand_over(outputs: Vec<Output>, outside: &mut dyn Outside) {
 impl Machine {
     /// Runs until the branch count is `until`, exactly, or something else stops it.
     pub fn run(&mut self, engine: &mut dyn Engine, outside: &mut dyn Outside, until: u64) -> Stop {
-        self.vcpu.patience = u32::MAX;
+        self.vcpu.patience = None;
         self.run_with_patience(engine, outside, until)
     }
 
@@ -74,7 +74,7 @@ impl Machine {
         outside: &mut dyn Outside,
         until: u64,
     ) -> Stop {
-        self.vcpu.patience = PATIENCE;
+        self.vcpu.patience = Some(PATIENCE);
         self.run_with_patience(engine, outside, until)
     }
 
@@ -102,7 +102,7 @@ impl Machine {
                 break;
             }
             still_exits = if self.vcpu.branches == before { still_exits + 1 } else { 0 };
-            if self.vcpu.patience == 0 {
+            if self.vcpu.patience == Some(0) {
                 until = until.min(self.vcpu.branches + 1);
             }
         }

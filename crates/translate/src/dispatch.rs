@@ -538,7 +538,8 @@ impl Engine for Translator {
         prepare(cpu);
         cpu.vcpu.attention = false;
         self.turns = 0;
-        self.soft = cpu.vcpu.may_tire() && until.saturating_sub(cpu.vcpu.branches) > SOFT_RUN;
+        self.soft =
+            cpu.vcpu.patience.is_some() && until.saturating_sub(cpu.vcpu.branches) > SOFT_RUN;
         let (before, begun) = (Mode::of(cpu.vcpu, &self.shadow), cpu.vcpu.branches);
         let exit = self.run_to(cpu, until);
         if let Some(mode) = before

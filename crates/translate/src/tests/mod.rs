@@ -1,4 +1,5 @@
-//! Small guests under interpreter and translator, compared at every branch, under every setting.
+//! Small guests under interpreter and translator, compared at every branch, under every setting
+//! (mechanisms L1, L3).
 
 mod coverage;
 mod crossing;
@@ -27,6 +28,13 @@ const SMALL_TABLE: u64 = 0x5000;
 /// A distance at which pages fall in one TLB entry.
 const ALIAS: u64 = (cpu::tlb::layout::ENTRIES_COUNT as u64) << 12;
 const BRANCHES_MAX: u64 = 3000;
+
+/// What the engine counted under a name.
+fn count(engine: &Translator, name: &str) -> u64 {
+    let counters = engine.counters();
+    let counter = counters.iter().find(|(known, _)| known == name);
+    counter.unwrap_or_else(|| panic!("no counter {name}: {counters:?}")).1
+}
 
 struct Guest {
     vcpu: Vcpu,

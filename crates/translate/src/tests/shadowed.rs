@@ -32,11 +32,9 @@ fn pages_come_into_the_shadow_once() {
             break;
         }
     }
-    let counters = engine.counters();
-    let counter = |name: &str| counters.iter().find(|(known, _)| known == name).unwrap().1;
     // The chunk, a page of data, once more to write it, and the stack's.
-    assert_eq!(counter("faults served by the shadow"), 4, "{counters:?}");
-    assert!(counter("TLB fills") < 8, "{counters:?}");
+    assert_eq!(count(&engine, "faults served by the shadow"), 4);
+    assert!(count(&engine, "TLB fills") < 8);
     drop(engine); // a process has one shadow
     check("shadowed work", WORK);
 }
@@ -85,9 +83,8 @@ fn pages_that_a_handler_provides_are_in_the_shadow_when_it_returns() {
     let Guest { mut vcpu, mut ram } = provided();
     let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
     while engine.run(&mut cpu, u64::MAX) != Exit::Halted {}
-    let counters = engine.counters();
-    let served = counters.iter().find(|(name, _)| name == "faults served by the shadow");
-    assert!(served.unwrap().1 < 10, "they come with the 64 faults that raise #PF: {counters:?}");
+    let served = count(&engine, "faults served by the shadow");
+    assert!(served < 10, "they come with the 64 faults that raise #PF: {served}");
     drop(engine);
     for stride in [1, 7, 1000] {
         let interp = || Box::new(Interp::new().unwrap());
@@ -209,9 +206,8 @@ fn x87_stores_check_no_address_for_others() {
     let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
     let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
     while engine.run(&mut cpu, u64::MAX) != Exit::Halted {}
-    let counters = engine.counters();
-    let served = counters.iter().find(|(name, _)| name == "faults served by the shadow");
-    assert!(served.unwrap().1 >= 2, "the chunk is claimed by the load's check: {counters:?}");
+    let served = count(&engine, "faults served by the shadow");
+    assert!(served >= 2, "the chunk is claimed by the load's check: {served}");
     drop(engine);
     check("x87 stores", &code);
 }
@@ -241,12 +237,10 @@ fn runs_that_need_not_be_exact_end_without_a_fault() {
     };
     let options = Options { shadow: Shadowing::Always, ..Options::default() };
     let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
-    let (exit, branches, patience) = run(&mut engine, u32::MAX);
-    assert_eq!((exit, branches), (Exit::Reached, UNTIL));
-    assert!(patience < u32::MAX, "translating is slow work");
-    assert_eq!(run(&mut engine, patience).1, UNTIL);
-    let (exit, branches, patience) = run(&mut engine, 1000);
-    assert_eq!((exit, patience), (Exit::Attention, 0));
+    assert_eq!(run(&mut engine, None), (Exit::Reached, UNTIL, None));
+    assert_eq!(run(&mut engine, None), (Exit::Reached, UNTIL, None), "all is translated by now");
+    let (exit, branches, patience) = run(&mut engine, Some(1000));
+    assert_eq!((exit, patience), (Exit::Attention, Some(0)));
     assert!((UNTIL - 3_000..UNTIL).contains(&branches), "{branches}");
     drop(engine);
     check("a run with many calls", &code);
@@ -384,7 +378,5 @@ fn a_shadow_that_costs_too_much_is_lost_and_earned_again() {
     for (got, expected) in run(&mut engine).iter().zip(&expected) {
         assert_eq!(got, expected);
     }
-    let counters = engine.counters();
-    let begun = counters.iter().find(|(name, _)| name == "address spaces shadowed");
-    assert!(begun.unwrap().1 >= 2, "{counters:?}");
+    assert!(count(&engine, "address spaces shadowed") >= 2);
 }
