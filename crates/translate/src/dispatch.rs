@@ -14,6 +14,7 @@ use crate::crossing::NO_GATE;
 use crate::entry::SOFT_RUN;
 use crate::fallback::{Fallbacks, Reason};
 use crate::fetch::fetch_place;
+use crate::fills::Fills;
 use crate::helper::{self, Outcome};
 use crate::layout::{self, Flags};
 use crate::leaving::Leaving;
@@ -32,8 +33,6 @@ const DISPATCHES_MAX: u32 = 1 << 16;
 const ENTRIES_MAX: u32 = 1 << 18;
 /// Branches the fall-back engine runs at a time where nothing is translated.
 const FOREIGN_BRANCHES: u64 = 64;
-/// TLB fills for one instruction before the fall-back engine executes it.
-const FILLS_IN_A_ROW_MAX: u32 = 4;
 const HOST_MXCSR: u64 = 0x1f80;
 
 /// The translating engine.
@@ -54,9 +53,8 @@ pub struct Translator {
     soft: bool,
     /// Times translated code was entered in this run.
     turns: u32,
-    /// Where translated code was resumed after the last TLB fill, and how often there.
-    filled_for: u32,
-    fills_in_a_row: u32,
+    /// The last TLB fills, and faults served by the shadow.
+    pub(crate) fills: Fills,
 }
 
 // SAFETY: everything is owned; code memory and tables are not bound to a thread, and the host's GS
@@ -98,8 +96,7 @@ impl Translator {
             stepping: false,
             soft: false,
             turns: 0,
-            filled_for: 0,
-            fills_in_a_row: 0,
+            fills: Fills::default(),
         })
     }
 
@@ -363,17 +360,6 @@ impl Translator {
         }
     }
 
-    /// Whether another fill can help: two pages of one instruction may displace each other.
-    pub(crate) fn may_fill(&mut self, resume: u32) -> bool {
-        let again = std::mem::replace(&mut self.filled_for, resume) == resume;
-        self.fills_in_a_row = if again { self.fills_in_a_row + 1 } else { 0 };
-        if self.fills_in_a_row < FILLS_IN_A_ROW_MAX {
-            return true;
-        }
-        self.filled_for = 0;
-        false
-    }
-
     /// On to the translation at `rip`, if blocks may follow each other.
     fn go_on(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64) -> Next {
         self.go_on_from(leaving, rip, false)
@@ -410,7 +396,7 @@ impl Translator {
             && !tired
             && !(access != Access::Exec && leaving.x87_exception_waits())
             && !leaving.ends_with_fetch(access, site)
-            && self.may_fill(resume)
+            && self.fills.may_help(resume, leaving.missed(access))
             && leaving.fill(access, u64::from(size))
         {
             self.statistics.fills += 1;

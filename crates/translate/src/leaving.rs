@@ -63,17 +63,22 @@ impl Leaving<'_, '_> {
         self.cpu.vcpu.branches = self.until - left;
     }
 
-    /// Caches the walk for the access that missed; false if only the fall-back engine can do it.
-    pub(crate) fn fill(&mut self, access: Access, size: u64) -> bool {
-        let side = self.cpu.vcpu.mode.walk_side;
+    /// Linear address of the access that missed.
+    pub(crate) fn missed(&self, access: Access) -> u64 {
         let field = match access {
             Access::Read => tlb::READ,
             Access::Write => tlb::WRITE,
             Access::Exec => tlb::EXEC,
         };
-        let entry = tlb::side(side) + self.words.get(layout::EXIT_INDEX) as usize;
-        let tag = self.words.get(layout::in_block(entry + field));
-        let gva = self.words.get(layout::EXIT_ADDRESS) ^ tag;
+        let side = tlb::side(self.cpu.vcpu.mode.walk_side);
+        let entry = side + self.words.get(layout::EXIT_INDEX) as usize;
+        self.words.get(layout::EXIT_ADDRESS) ^ self.words.get(layout::in_block(entry + field))
+    }
+
+    /// Caches the walk for the access that missed; false if only the fall-back engine can do it.
+    pub(crate) fn fill(&mut self, access: Access, size: u64) -> bool {
+        let side = self.cpu.vcpu.mode.walk_side;
+        let gva = self.missed(access);
         if (gva & PAGE_MASK) + size > PAGE_SIZE || !self.cpu.is_valid_linear(gva) {
             return false;
         }

@@ -26,6 +26,7 @@ mod effects;
 mod entry;
 mod fallback;
 mod fetch;
+mod fills;
 mod flags;
 mod group;
 mod helper;

@@ -92,10 +92,10 @@ impl Translator {
 
     /// Whether the access that faulted can be done now where it is.
     fn serve(&mut self, leaving: &mut Leaving<'_, '_>, site: FaultSite, host_rip: u64) -> Served {
-        if leaving.x87_exception_waits() || !self.may_fill(host_rip as u32) {
+        let address = leaving.words.get(layout::FAULT_ADDRESS);
+        if leaving.x87_exception_waits() || !self.fills.may_help(host_rip as u32, address) {
             return Served::Not;
         }
-        let address = leaving.words.get(layout::FAULT_ADDRESS);
         let changes = leaving.cpu.vcpu.tlb.changes();
         let served = self.shadow.serve(leaving.cpu, address, site.faults);
         if served != Served::Whole {
