@@ -389,6 +389,12 @@ impl Translator {
             && !self.cache.meets_breakpoints(vcpu, &mut self.statistics)
     }
 
+    /// Whether the access that missed has its walk cached now.
+    fn fill(&mut self, leaving: &mut Leaving<'_, '_>, access: Access, size: u16, at: u32) -> bool {
+        let gva = leaving.missed(access);
+        self.fills.may_help(at, gva) && leaving.fill(access, gva, u64::from(size))
+    }
+
     fn leave_by(&mut self, leaving: &mut Leaving<'_, '_>, site: Site) -> Next {
         let tired = site.in_string && self.turns > ENTRIES_MAX;
         let changes = leaving.cpu.vcpu.tlb.changes();
@@ -396,8 +402,7 @@ impl Translator {
             && !tired
             && !(access != Access::Exec && leaving.x87_exception_waits())
             && !leaving.ends_with_fetch(access, site)
-            && self.fills.may_help(resume, leaving.missed(access))
-            && leaving.fill(access, u64::from(size))
+            && self.fill(leaving, access, size, resume)
         {
             self.statistics.fills += 1;
             if leaving.cpu.vcpu.tlb.changes() == changes && self.may_enter(leaving) {

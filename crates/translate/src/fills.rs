@@ -2,7 +2,7 @@
 
 use types::PAGE_MASK;
 
-/// TLB fills for one instruction before the fall-back engine executes it.
+/// Fills in a row for two pages of an instruction before the fall-back engine executes it.
 const IN_A_ROW_MAX: u32 = 4;
 
 /// The last fills. Two pages of one instruction may displace each other for ever; a loop that comes

@@ -75,10 +75,10 @@ impl Leaving<'_, '_> {
         self.words.get(layout::EXIT_ADDRESS) ^ self.words.get(layout::in_block(entry + field))
     }
 
-    /// Caches the walk for the access that missed; false if only the fall-back engine can do it.
-    pub(crate) fn fill(&mut self, access: Access, size: u64) -> bool {
+    /// Caches the walk for the access to `gva`, which missed; false if only the fall-back engine
+    /// can do it.
+    pub(crate) fn fill(&mut self, access: Access, gva: u64, size: u64) -> bool {
         let side = self.cpu.vcpu.mode.walk_side;
-        let gva = self.missed(access);
         if (gva & PAGE_MASK) + size > PAGE_SIZE || !self.cpu.is_valid_linear(gva) {
             return false;
         }

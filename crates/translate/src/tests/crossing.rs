@@ -3,7 +3,7 @@
 use cpu::{cr, flag};
 use interp::Interp;
 
-use super::{CODE, Guest, SMALL, SMALL_TO, guest, settings, trace_guest};
+use super::{CODE, Guest, SMALL, SMALL_TO, count, guest, settings, trace_guest};
 use crate::Translator;
 
 const ENTRY: u64 = 0x800;
@@ -157,11 +157,7 @@ fn crossings_do_not_leave_translated_code() {
     let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
     let mut cpu = cpu::Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut cpu::EmptyBus };
     cpu.sync_tlb();
-    let entries = |engine: &Translator| {
-        let counters = cpu::Engine::counters(engine);
-        let named = |(name, _): &&(String, u64)| name.contains("entries");
-        counters.iter().find(named).expect("a counter of entries").1
-    };
+    let entries = |engine: &Translator| count(&cpu::Engine::counters(engine), "entries");
     assert_eq!(cpu::Engine::run(&mut engine, &mut cpu, 40), cpu::Exit::Reached);
     let before = entries(&engine);
     assert_eq!(cpu::Engine::run(&mut engine, &mut cpu, 60), cpu::Exit::Reached);

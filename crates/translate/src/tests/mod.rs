@@ -29,9 +29,8 @@ const SMALL_TABLE: u64 = 0x5000;
 const ALIAS: u64 = (cpu::tlb::layout::ENTRIES_COUNT as u64) << 12;
 const BRANCHES_MAX: u64 = 3000;
 
-/// What the engine counted under a name.
-fn count(engine: &Translator, name: &str) -> u64 {
-    let counters = engine.counters();
+/// What an engine counted under a name.
+fn count(counters: &[(String, u64)], name: &str) -> u64 {
     let counter = counters.iter().find(|(known, _)| known == name);
     counter.unwrap_or_else(|| panic!("no counter {name}: {counters:?}")).1
 }

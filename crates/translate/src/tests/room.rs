@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use cpu::{Cpu, EmptyBus, Engine, Exit};
 use interp::Interp;
 
-use super::{Guest, guest};
+use super::{Guest, count, guest};
 use crate::{Options, Translator};
 
 /// What was written, for the test to read.
@@ -95,7 +95,7 @@ fn more_code_than_the_cache_holds() {
     for options in [normal, Options { cache_size: 0, ..normal }] {
         let (states, counters) = run(Box::new(Translator::new(interp(), options).unwrap()));
         assert_eq!(states, expected, "{options:?}");
-        let evictions = counters.iter().find(|(name, _)| name == "regions evicted").unwrap().1;
+        let evictions = count(&counters, "regions evicted");
         assert_eq!(evictions > 16, options.cache_size == 0, "{counters:?}");
     }
 }
