@@ -7,6 +7,9 @@ use crate::{Activity, Cpu, Vcpu};
 pub enum Exit {
     /// The branch count is what was asked for.
     Reached,
+    /// The run ended before that, right behind a branch: an exact one to the branch count as it is
+    /// now would have left the same state. Only where the vCPU's `patience` allows it.
+    Ended,
     /// The machine or the vCPU asked for attention at this instruction boundary: an interrupt may
     /// have become deliverable, a timer or line changed, the power state changes.
     Attention,

@@ -102,7 +102,9 @@ impl Machine {
                 break;
             }
             still_exits = if self.vcpu.branches == before { still_exits + 1 } else { 0 };
-            if self.vcpu.patience == Some(0) {
+            if exit == Exit::Ended {
+                until = self.vcpu.branches;
+            } else if self.vcpu.patience == Some(0) {
                 until = until.min(self.vcpu.branches + 1);
             }
         }

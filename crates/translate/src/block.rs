@@ -223,6 +223,7 @@ impl<'a> Emitter<'a> {
                 self.leave_here(Why::Step { mnemonic, len, then: None });
             }
             End::Limit | End::Page => {
+                self.note_fall();
                 self.link(None, i64::from(plan.stop)).expect("near enough");
             }
         }

@@ -11,7 +11,7 @@ use crate::TranslateError;
 use crate::cache::{Cache, FarBranch, Jump, Wanted};
 use crate::classify::Mode;
 use crate::crossing::NO_GATE;
-use crate::entry::SOFT_RUN;
+use crate::entry::SOFT_MARGIN;
 use crate::fallback::{Fallbacks, Reason};
 use crate::fetch::fetch_place;
 use crate::fills::Fills;
@@ -39,20 +39,22 @@ const HOST_MXCSR: u64 = 0x1f80;
 pub struct Translator {
     pub(crate) cache: Cache,
     pub(crate) shadow: ShadowMap,
-    fallback: Box<dyn Engine>,
-    options: Options,
+    pub(crate) fallback: Box<dyn Engine>,
+    pub(crate) options: Options,
     pub(crate) statistics: Statistics,
-    fallbacks: Fallbacks,
+    pub(crate) fallbacks: Fallbacks,
     /// The fall-back engine stopped at a breakpoint.
     hit_breakpoint: bool,
     dispatches: u64,
-    instructions: u64,
+    pub(crate) instructions: u64,
     /// Executing one instruction.
-    stepping: bool,
+    pub(crate) stepping: bool,
     /// The run may end before its last branches.
-    soft: bool,
+    pub(crate) soft: bool,
+    /// The branch that the run ended behind, before its last one.
+    pub(crate) ended: Option<u64>,
     /// Times translated code was entered in this run.
-    turns: u32,
+    pub(crate) turns: u32,
     /// The last TLB fills, and faults served by the shadow.
     pub(crate) fills: Fills,
 }
@@ -95,6 +97,7 @@ impl Translator {
             instructions: 0,
             stepping: false,
             soft: false,
+            ended: None,
             turns: 0,
             fills: Fills::default(),
         })
@@ -114,7 +117,7 @@ impl Translator {
 
     /// One instruction by the fall-back engine, which ends an interrupt shadow: then an interrupt
     /// that was held back may be delivered.
-    fn fall_back(&mut self, cpu: &mut Cpu<'_>) {
+    pub(crate) fn fall_back(&mut self, cpu: &mut Cpu<'_>) {
         let inhibited = cpu.vcpu.pending.shadow != Shadow::None;
         self.fallback.step(cpu);
         if inhibited && cpu.vcpu.pending.shadow == Shadow::None {
@@ -199,7 +202,7 @@ impl Translator {
         }
     }
 
-    fn dispatch(&mut self, cpu: &mut Cpu<'_>, until: u64) {
+    pub(crate) fn dispatch(&mut self, cpu: &mut Cpu<'_>, until: u64) {
         self.shadow.rest(&mut cpu.vcpu.tlb);
         self.shadow.offer(cpu);
         let mode = match Mode::of(cpu.vcpu, &self.shadow) {
@@ -222,7 +225,7 @@ impl Translator {
         }
     }
 
-    fn run_to(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
+    pub(crate) fn run_to(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
         for _ in 0..DISPATCHES_MAX {
             if std::mem::take(&mut self.hit_breakpoint) {
                 return Exit::Breakpoint;
@@ -289,6 +292,7 @@ impl Translator {
             self.set_tables(&leaving);
             self.statistics.entries += 1;
             self.turns += 1;
+            words.set(layout::NOT_BEHIND, words.get(layout::BUDGET));
             enter(&self.cache, leaving.cpu.vcpu, entry);
             match self.leave(&mut leaving) {
                 Next::Enter(next) => entry = next,
@@ -420,7 +424,7 @@ impl Translator {
         leaving.settle(rip, site.unretired);
         match site.why {
             Why::Budget | Why::Goto | Why::Far { .. } => {}
-            Why::Ending => leaving.cpu.vcpu.tire(),
+            Why::Ending => self.end(leaving),
             Why::Step { mnemonic, len, then } => {
                 return self.step_instruction(leaving, Step { mnemonic, len, then });
             }
@@ -437,10 +441,10 @@ impl Translator {
             Why::Link { patch, stub, flags, direct } => {
                 return self.link(leaving, rip, Jump { patch, stub, flags, direct });
             }
-            Why::Careful { patch, stub } => {
+            Why::Careful { patch, stub, begins } => {
                 let direct = leaving.mode.direct;
                 let jump = Jump { patch, stub, flags: Flags::Saved, direct };
-                return self.go_carefully(leaving, rip, jump);
+                return self.go_carefully(leaving, rip, jump, begins);
             }
         }
         Next::Boundary
@@ -464,8 +468,36 @@ impl Translator {
         next
     }
 
+    /// Whether the run ends because its budget does not last for a block that would begin now:
+    /// where it need not be exact and few branches are left, as using them up takes a translation
+    /// that is good for nothing else.
+    pub(crate) fn ends_early(&mut self, leaving: &mut Leaving<'_, '_>) -> bool {
+        let left = leaving.until - leaving.cpu.vcpu.branches;
+        let ends = self.soft && left <= u64::from(SOFT_MARGIN);
+        if ends {
+            self.end(leaving);
+        }
+        ends
+    }
+
+    /// Ends the run, which need not be exact, before a block: behind a branch, as an exact run
+    /// ends, if nothing was done since it retired.
+    fn end(&mut self, leaving: &mut Leaving<'_, '_>) {
+        self.ended = leaving.is_behind_branch().then_some(leaving.cpu.vcpu.branches);
+        leaving.cpu.vcpu.tire();
+    }
+
     /// To the careful block at `rip`, in the page whose code runs.
-    fn go_carefully(&mut self, leaving: &mut Leaving<'_, '_>, rip: u64, jump: Jump) -> Next {
+    fn go_carefully(
+        &mut self,
+        leaving: &mut Leaving<'_, '_>,
+        rip: u64,
+        jump: Jump,
+        begins: bool,
+    ) -> Next {
+        if begins && self.ends_early(leaving) {
+            return Next::Boundary;
+        }
         let epoch = self.cache.epoch;
         let Some((at, entry)) = self.careful(leaving, rip) else { return Next::Boundary };
         if self.cache.epoch == epoch {
@@ -516,70 +548,5 @@ fn enter(cache: &Cache, vcpu: &mut Vcpu, entry: u32) {
         let code: extern "sysv64" fn(*mut Registers, u64, u64) =
             std::mem::transmute(base + u64::from(at));
         code(&raw mut (*vcpu).regs, base + u64::from(entry), words);
-    }
-}
-
-/// Makes the TLB ready for generated code.
-fn prepare(cpu: &mut Cpu<'_>) {
-    cpu.vcpu.tlb.set_bias(cpu.ram.base().as_ptr() as u64);
-}
-
-impl Engine for Translator {
-    fn run(&mut self, cpu: &mut Cpu<'_>, until: u64) -> Exit {
-        prepare(cpu);
-        cpu.vcpu.attention = false;
-        self.turns = 0;
-        self.soft =
-            cpu.vcpu.patience.is_some() && until.saturating_sub(cpu.vcpu.branches) > SOFT_RUN;
-        let (before, begun) = (Mode::of(cpu.vcpu, &self.shadow), cpu.vcpu.branches);
-        let exit = self.run_to(cpu, until);
-        if let Some(mode) = before
-            && Mode::of(cpu.vcpu, &self.shadow) == Some(mode)
-        {
-            self.shadow.note_work(cpu, mode, cpu.vcpu.branches - begun);
-        }
-        exit
-    }
-
-    /// By the fall-back engine, unless blocks are of one instruction and not linked: then by
-    /// translation.
-    fn step(&mut self, cpu: &mut Cpu<'_>) -> Exit {
-        if self.options.block_insns_max != 1 || self.options.links {
-            return self.fallback.step(cpu);
-        }
-        prepare(cpu);
-        cpu.vcpu.attention = false;
-        self.turns = 0;
-        (self.stepping, self.soft) = (true, false);
-        let before = cpu.vcpu.point();
-        // What a dispatch comes to may be no more than a change of the TLB.
-        while cpu.vcpu.point() == before && cpu.vcpu.boundary(u64::MAX).is_none() {
-            self.dispatch(cpu, u64::MAX);
-        }
-        self.stepping = false;
-        cpu.vcpu.boundary(u64::MAX).unwrap_or(Exit::Reached)
-    }
-
-    fn set_breakpoints(&mut self, addresses: &[u64]) {
-        self.cache.set_breakpoints(addresses, &mut self.statistics);
-        self.fallback.set_breakpoints(addresses);
-    }
-
-    fn instructions(&self) -> u64 {
-        self.fallback.instructions() + self.instructions
-    }
-
-    fn counters(&self) -> Vec<(String, u64)> {
-        let mut counters = self.statistics.counters();
-        counters.push(("address spaces shadowed".to_owned(), self.shadow.begun));
-        let (code, tables) = self.cache.bytes();
-        counters.push(("bytes of code memory in use".to_owned(), code as u64));
-        counters.push(("bytes of its tables".to_owned(), tables as u64));
-        counters.extend(self.fallbacks.counters());
-        counters
-    }
-
-    fn name(&self) -> &'static str {
-        "translate"
     }
 }

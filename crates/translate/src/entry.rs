@@ -24,9 +24,9 @@ use crate::stub::Stub;
 use crate::trampoline::Trampolines;
 
 /// A run that need not be exact may end before its last branches, so many...
-const SOFT_MARGIN: u32 = 3_000;
+pub(crate) const SOFT_MARGIN: u32 = 3_000;
 /// ...if it is longer than this.
-pub(crate) const SOFT_RUN: u64 = 4 * SOFT_MARGIN as u64;
+pub(crate) const SOFT_RUN: u64 = 2 * SOFT_MARGIN as u64;
 
 /// Offsets of a block's entries.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,7 +85,7 @@ impl Emitter<'_> {
         self.code.word_immediate(form, layout::BUDGET, self.unretired as i8);
         let jump = self.code.jump_if(jump);
         if plan.insns.iter().any(|planned| planned.inside) {
-            self.careful_if(jump);
+            self.careful_at_start_if(jump);
         } else {
             self.leave_if(jump, Why::Budget);
         }
@@ -121,6 +121,22 @@ impl Emitter<'_> {
         let jump = self.code.jump_if(condition::BELOW_OR_EQUAL);
         self.end_softly_if(jump, least);
         self.unretired = branches;
+    }
+
+    /// The block ends without a branch.
+    pub(crate) fn note_fall(&mut self) {
+        if !self.mode.direct {
+            return; // no run ends early before other blocks
+        }
+        let held = match self.budget {
+            Budget::Rsi => host::RSI,
+            Budget::Word => {
+                self.free(host::RDI);
+                self.code.op_word(Op::Load, host::RDI, layout::BUDGET);
+                host::RDI
+            }
+        };
+        self.code.op_word(Op::Store, held, layout::NOT_BEHIND);
     }
 
     /// Before the block's branches were taken off the budget.

@@ -113,6 +113,9 @@ pub(crate) const LINEAR_TABLE: i32 = word(45);
 pub(crate) const ARRIVED: i32 = word(46);
 /// 1 if the run may end before its last branches.
 pub(crate) const SOFT: i32 = word(47);
+/// The budget when translated code was entered, or when a block ended without a branch, last: with
+/// that budget an end of the run is not right behind a branch.
+pub(crate) const NOT_BEHIND: i32 = word(48);
 /// RAX, vector and address of a hardware exception, besides [`FAULT_RIP`] and [`FAULT_FLAGS`].
 pub(crate) const FAULT_RAX: i32 = word(42);
 pub(crate) const FAULT_VECTOR: i32 = word(43);

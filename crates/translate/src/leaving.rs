@@ -63,6 +63,12 @@ impl Leaving<'_, '_> {
         self.cpu.vcpu.branches = self.until - left;
     }
 
+    /// Whether nothing was done since the last branch retired, be it that its target was fetched:
+    /// RIP and the branch count are right.
+    pub(crate) fn is_behind_branch(&self) -> bool {
+        self.words.get(layout::NOT_BEHIND) != self.until - self.cpu.vcpu.branches
+    }
+
     /// Linear address of the access that missed.
     pub(crate) fn missed(&self, access: Access) -> u64 {
         let field = match access {

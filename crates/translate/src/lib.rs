@@ -23,6 +23,7 @@ mod crossing;
 mod direct;
 mod dispatch;
 mod effects;
+mod engine;
 mod entry;
 mod fallback;
 mod fetch;

@@ -73,7 +73,10 @@ impl Translator {
         leaving.settle(rip, site.unretired);
         // The instruction before is done, and this one not begun.
         let between = site.faults == Faults::Moved;
-        if between || leaving.cpu.vcpu.branches >= leaving.until {
+        if between
+            || leaving.cpu.vcpu.branches >= leaving.until
+            || (site.faults == Faults::Budget && self.ends_early(leaving))
+        {
             return Next::Boundary;
         }
         if served == Served::Raises {

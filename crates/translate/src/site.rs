@@ -68,6 +68,8 @@ pub(crate) enum Why {
         patch: u32,
         /// Offset in code memory of the code that leaves by this site.
         stub: u32,
+        /// It is where the block begins, and the budget does not last for it.
+        begins: bool,
     },
     /// The run is to end here: few of its branches are left, and it need not be exact.
     Ending,

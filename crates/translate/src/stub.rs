@@ -26,7 +26,8 @@ pub(crate) enum Stub {
     /// retire.
     Aside { jump: usize, target: u16, left: u8, state: State },
     /// Goes over to the careful block at `offset`, giving back what this one took of the budget.
-    Careful { jump: usize, offset: u16, unretired: u8, state: State },
+    /// `begins` if that is where it begins.
+    Careful { jump: usize, offset: u16, unretired: u8, begins: bool, state: State },
     /// Ends a run that need not be exact; otherwise goes back to `back` if the budget in RSI is
     /// above `least`, or over to the careful block at `offset`.
     Ending { jump: usize, back: usize, least: u32, offset: u16, state: State },
@@ -68,8 +69,17 @@ impl Emitter<'_> {
 
     /// Goes over to the careful block at this instruction when the jump at `jump` is taken.
     pub(crate) fn careful_if(&mut self, jump: usize) {
+        self.push_careful(jump, false);
+    }
+
+    /// The same where the budget does not last for the block.
+    pub(crate) fn careful_at_start_if(&mut self, jump: usize) {
+        self.push_careful(jump, true);
+    }
+
+    fn push_careful(&mut self, jump: usize, begins: bool) {
         let (offset, unretired, state) = (self.offset, self.unretired, self.state());
-        self.stubs.push(Stub::Careful { jump, offset, unretired, state });
+        self.stubs.push(Stub::Careful { jump, offset, unretired, begins, state });
     }
 
     /// Where few branches are left ([`Stub::Ending`]), when the jump at `jump` is taken.
@@ -189,13 +199,13 @@ impl Emitter<'_> {
                 }
                 self.link(None, i64::from(target)).expect("in the page");
             }
-            Stub::Careful { jump, offset, unretired, state } => {
+            Stub::Careful { jump, offset, unretired, begins, state } => {
                 self.code.bind(jump, here);
                 self.set_state(state);
                 self.keep_state();
                 self.give_back(unretired);
                 let jump = self.code.jump();
-                let why = Why::Careful { patch: self.outside(jump), stub: 0 };
+                let why = Why::Careful { patch: self.outside(jump), stub: 0, begins };
                 let site = Site { why, offset, unretired: 0, in_string: false };
                 self.stubs.push(Stub::Leave { jump, site, state: self.state() });
             }
@@ -213,7 +223,8 @@ impl Emitter<'_> {
                 let lasts = self.code.jump_if(condition::ABOVE);
                 self.code.bind(lasts, back);
                 let jump = self.code.jump();
-                self.stubs.push(Stub::Careful { jump, offset, unretired: 0, state });
+                let begins = true;
+                self.stubs.push(Stub::Careful { jump, offset, unretired: 0, begins, state });
             }
             Stub::Arrive { jump, arrival, resume, site, next } => {
                 self.code.bind(jump, here);

@@ -15,10 +15,13 @@ const QUANTUM_BRANCHES_MIN: u64 = 1_000;
 const QUANTUM_BRANCHES_MAX: u64 = 10_000_000;
 /// A quantum is run in so many slices, after each of which the host's clock says whether it has
 /// lasted long enough: what a branch takes may change manyfold from one to the next.
-const SLICES: u64 = 10;
+const SLICES: u64 = 4;
+/// Slices end before their last branches; what is left at the end of a quantum is not worth one
+/// more if it is less than this part of it.
+const REST: u64 = 8;
 /// So many at once where those before took about what was expected, and many quanta before them:
 /// the end of a slice costs some microseconds.
-const STEADY_SLICES: u64 = 3;
+const STEADY_SLICES: u64 = 2;
 const STEADY_QUANTA: u32 = 50;
 /// About what was expected: no more than so many times that, and no less than that part of it. The
 /// host's neighbours may take half of it.
@@ -97,7 +100,7 @@ impl LiveClock {
         let Some(sample) = run_ns.saturating_mul(1000).checked_div(branches) else { return };
         let cost = self.cost_millins as i64;
         // Short stretches between two idle ones say less.
-        let full = run_ns >= QUANTUM_NS || branches >= self.quantum_branches();
+        let full = run_ns >= QUANTUM_NS || is_whole(branches, self.quantum_branches());
         if full {
             self.note_surprise(sample);
             self.measured = (self.measured + 1).min(SMOOTHING);
@@ -200,6 +203,11 @@ impl LiveClock {
         let slices = if steady { STEADY_SLICES } else { 1 };
         (self.quantum_branches() * slices).div_ceil(SLICES)
     }
+}
+
+/// Whether `branches` are about as many as a quantum of `quantum` has.
+pub(crate) fn is_whole(branches: u64, quantum: u64) -> bool {
+    branches >= quantum - quantum / REST
 }
 
 /// Branches in about [`QUANTUM_NS`] if each takes `cost_millins`.
@@ -321,22 +329,28 @@ mod tests {
             clock.measure(QUANTUM_NS, 500_000);
         }
         let quantum = clock.quantum_branches();
-        let tenth = quantum.div_ceil(SLICES);
-        assert_eq!(clock.slice_branches(0, 0), tenth, "nothing is known");
-        let long = (3 * quantum).div_ceil(SLICES);
-        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES), long);
-        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 2), long, "neighbours");
+        let one = quantum.div_ceil(SLICES);
+        assert_eq!(clock.slice_branches(0, 0), one, "nothing is known");
+        let long = (STEADY_SLICES * quantum).div_ceil(SLICES);
+        assert_eq!(clock.slice_branches(one, QUANTUM_NS / SLICES), long);
+        assert_eq!(clock.slice_branches(one, QUANTUM_NS / SLICES * 2), long, "neighbours");
         let mut contended = clock.clone();
         contended.measure(QUANTUM_NS, quantum / 2);
-        let (tenth_then, run_ns) =
+        let (one_then, run_ns) =
             (contended.quantum_branches().div_ceil(SLICES), QUANTUM_NS / SLICES);
-        assert!(contended.slice_branches(tenth_then, run_ns) > tenth_then, "they took half of it");
-        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES * 4), tenth, "they take longer");
+        assert!(contended.slice_branches(one_then, run_ns) > one_then, "they took half of it");
+        assert_eq!(clock.slice_branches(one, QUANTUM_NS / SLICES * 4), one, "they take longer");
         clock.measure(QUANTUM_NS, clock.quantum_branches() / 4);
-        let tenth = clock.quantum_branches().div_ceil(SLICES);
-        assert_eq!(clock.slice_branches(tenth, QUANTUM_NS / SLICES), tenth, "they took longer");
+        let one = clock.quantum_branches().div_ceil(SLICES);
+        assert_eq!(clock.slice_branches(one, QUANTUM_NS / SLICES), one, "they took longer");
         let slow = LiveClock { cost_millins: u64::MAX, ..clock };
         assert!(slow.slice_branches(0, 0) > 0);
+    }
+
+    #[test]
+    fn quantum_is_whole_although_its_slices_end_a_little_early() {
+        assert!(is_whole(230_000, 256_000) && is_whole(1_000, 1_000));
+        assert!(!is_whole(200_000, 256_000) && !is_whole(0, 1_000));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use types::VirtualTime;
 
 use crate::boot_files::BootFiles;
-use crate::clock::{Anchor, LiveClock, QUANTUM_NS, quantum_branches};
+use crate::clock::{Anchor, LiveClock, QUANTUM_NS, is_whole, quantum_branches};
 use crate::debugging::{Held, Order};
 use crate::hash_log::HashLog;
 use crate::inbox::{Inbox, PORTS, Refusal, Request, Verb, Woken};
@@ -308,7 +308,9 @@ impl Driver {
             let until = self.machine.branches().saturating_add(slice).min(end);
             let stop = self.machine.run_slice(self.engine.as_mut(), &mut self.ports, until);
             run_ns = monotonic_ns() - start_ns;
-            if stop != Stop::Reached || self.machine.branches() >= end || run_ns >= most_ns {
+            let done = self.machine.branches() - before;
+            let ends = before + done >= end || is_whole(done, quantum) || run_ns >= most_ns;
+            if stop != Stop::Reached || ends {
                 break stop;
             }
         };

@@ -118,27 +118,32 @@ fn trace_guest(
         if !matches!(exit, Exit::Reached | Exit::Halted) {
             continue;
         }
-        let mut state = vcpu.regs.gpr.to_vec();
-        state.push(vcpu.regs.rflags());
-        state.extend(vcpu.regs.ymm.iter().flatten());
-        state.push(u64::from(vcpu.regs.fx.mxcsr()));
-        state.push(vcpu.cr2);
-        state.extend([u64::from(vcpu.cpl), u64::from(vcpu.mode.side)]);
-        state.extend([u64::from(vcpu.mode.walk_side), vcpu.msrs.kernel_gs_base]);
-        for segment in vcpu.segments {
-            state.extend([u64::from(segment.selector), segment.base, u64::from(segment.limit)]);
-            state.push(u64::from(segment.attributes));
-        }
-        let image = vcpu.regs.fx.0.chunks_exact(8);
-        state.extend(image.map(|word| u64::from_le_bytes(word.try_into().unwrap())));
-        let hash = ram.hash();
-        vcpu.tlb.flush();
-        states.push((vcpu.branches, state, hash));
+        states.push(state_of(&mut vcpu, &mut ram));
         if exit == Exit::Halted {
             return states;
         }
     }
     states
+}
+
+/// What a guest can see at an execution point, and a hash of its RAM.
+fn state_of(vcpu: &mut Vcpu, ram: &mut Ram) -> (u64, Vec<u64>, u128) {
+    let mut state = vcpu.regs.gpr.to_vec();
+    state.push(vcpu.regs.rflags());
+    state.extend(vcpu.regs.ymm.iter().flatten());
+    state.push(u64::from(vcpu.regs.fx.mxcsr()));
+    state.push(vcpu.cr2);
+    state.extend([u64::from(vcpu.cpl), u64::from(vcpu.mode.side)]);
+    state.extend([u64::from(vcpu.mode.walk_side), vcpu.msrs.kernel_gs_base]);
+    for segment in vcpu.segments {
+        state.extend([u64::from(segment.selector), segment.base, u64::from(segment.limit)]);
+        state.push(u64::from(segment.attributes));
+    }
+    let image = vcpu.regs.fx.0.chunks_exact(8);
+    state.extend(image.map(|word| u64::from_le_bytes(word.try_into().unwrap())));
+    let hash = ram.hash();
+    vcpu.tlb.flush();
+    (vcpu.branches, state, hash)
 }
 
 fn settings() -> Vec<Options> {

@@ -239,15 +239,92 @@ fn runs_that_need_not_be_exact_end_without_a_fault() {
     let options = Options { shadow: Shadowing::Always, ..Options::default() };
     let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
     // A run too short to end early.
-    let (exit, branches, patience) = run(&mut engine, 10_000, Some(1000));
-    assert_eq!((exit, branches), (Exit::Reached, 10_000));
+    let (exit, branches, patience) = run(&mut engine, 5_000, Some(1000));
+    assert_eq!((exit, branches), (Exit::Reached, 5_000));
     assert!(patience < Some(1000), "translating is slow work");
     assert_eq!(run(&mut engine, UNTIL, None), (Exit::Reached, UNTIL, None));
     let (exit, branches, patience) = run(&mut engine, UNTIL, Some(1000));
-    assert_eq!((exit, patience), (Exit::Attention, Some(0)));
+    assert_eq!((exit, patience), (Exit::Ended, Some(0)));
     assert!((UNTIL - 3_000..UNTIL).contains(&branches), "{branches}");
     drop(engine);
     check("a run with many calls", &code);
+}
+
+/// What such a run leaves behind a branch is what an exact run to the same branch count leaves. It
+/// may come to the blocks here by a branch, or by falling off a page's end.
+#[test]
+fn runs_that_end_early_leave_the_state_of_exact_ones() {
+    let mut code = vec![0x90; 0x2004];
+    let main = [
+        0xb9, 0, 0, 4, 0, // mov ecx, 40000h
+        0x90, 0x90, // as above
+        0xe8, 0xe4, 0x1f, 0, 0, // 1: call function
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf7, // jnz 1b
+        0xf4, // hlt
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    code[0x1ff0..0x1ff5].copy_from_slice(&[0x48, 0xff, 0x03, 0x75, 0]); // inc qword [rbx] · jnz
+    code[0x1ffc..0x2000].copy_from_slice(&[0x48, 0xff, 0x43, 0x08]); // inc qword [rbx + 8]
+    code[0x2000..].copy_from_slice(&[0x48, 0xff, 0x03, 0xc3]); // inc qword [rbx] · ret
+    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+    let (Guest { mut vcpu, mut ram }, mut exact) = (shadowed_guest(&code), shadowed_guest(&code));
+    let mut interp = Interp::new().unwrap();
+    let (mut ended, mut others) = (0, 0);
+    for length in 7_000..7_040 {
+        vcpu.patience = Some(1000);
+        let until = vcpu.branches + length;
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+        cpu.sync_tlb();
+        match engine.run(&mut cpu, until) {
+            Exit::Ended => ended += 1,
+            Exit::Attention if vcpu.patience == Some(0) => {
+                others += 1;
+                continue;
+            }
+            exit => assert_eq!(exit, Exit::Reached),
+        }
+        let Guest { vcpu: other, ram: its } = &mut exact;
+        let mut cpu = Cpu { vcpu: other, ram: its, bus: &mut EmptyBus };
+        cpu.sync_tlb();
+        assert_eq!(interp.run(&mut cpu, vcpu.branches), Exit::Reached);
+        assert_eq!(state_of(&mut vcpu, &mut ram), state_of(other, its));
+    }
+    assert!(ended > 5 && others > 5, "{ended} {others}");
+}
+
+/// Nor does such a run end behind a branch whose target was fetched just for that: an exact run
+/// would not have set the accessed bit of its page.
+#[test]
+fn runs_do_not_end_early_behind_a_fetch() {
+    let mut code = vec![0xc3; SMALL_TO as usize + 0x2000]; // ret
+    let main = [
+        0xbf, 0, 0, 0x40, 0, // mov edi, SMALL
+        0xb9, 0x88, 0x13, 0, 0, // 1: mov ecx, 5000
+        0xff, 0xc9, // 2: dec ecx
+        0x75, 0xfc, // jnz 2b
+        0xff, 0xd7, // call rdi
+        0x81, 0xc7, 0, 0x10, 0, 0, // add edi, 1000h
+        0xeb, 0xed, // jmp 1b
+    ];
+    code[..main.len()].copy_from_slice(&main);
+    const SECOND_CALL: u64 = 5_003 + 5_001;
+    let run = |engine: &mut dyn Engine, until, patience| {
+        let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
+        vcpu.patience = patience;
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+        cpu.sync_tlb();
+        let exit = engine.run(&mut cpu, until);
+        (exit, state_of(&mut vcpu, &mut ram))
+    };
+    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
+    let (exit, early) = run(&mut engine, SECOND_CALL + 1_500, Some(1000));
+    assert_eq!((exit, early.0), (Exit::Attention, SECOND_CALL), "at the call's target");
+    let (exit, exact) = run(&mut Interp::new().unwrap(), SECOND_CALL, None);
+    assert_eq!(exit, Exit::Reached);
+    assert!(early.1 == exact.1 && early.2 != exact.2, "the accessed bit alone differs");
 }
 
 /// Code that has the shadow relies on the stack pointer, wherever it is and however it got there.
