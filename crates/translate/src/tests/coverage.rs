@@ -1,6 +1,6 @@
 //! What was once left to the interpreter: code on two pages, strings, system code, x87.
 
-use super::{SMALL, SMALL_TABLE, SMALL_TO, check};
+use super::*;
 
 #[test]
 fn instruction_whose_second_page_is_another_one() {
@@ -254,4 +254,32 @@ fn x87_state_survives_misses_steps_and_faults() {
             0xf4,
         ],
     );
+}
+
+/// A loop and a string instruction that come to one new page after the other: each is a fill, and
+/// none of the accesses is stepped.
+#[test]
+fn new_pages_are_filled_and_nothing_is_stepped() {
+    const PAGES: u64 = 256;
+    let code = [
+        0xbf, 0, 0, 0x20, 0, // mov edi, 200000h
+        0xb9, 0, 1, 0, 0, // mov ecx, 100h
+        0x48, 0x89, 0x0f, // 1: mov [rdi], rcx
+        0x48, 0x81, 0xc7, 0, 0x10, 0, 0, // add rdi, 1000h
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf2, // jnz 1b
+        0xb9, 0, 0, 0x10, 0, // mov ecx, 100000h
+        0xf3, 0xaa, // rep stosb
+        0xf4, // hlt
+    ];
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), Options::default()).unwrap();
+    let Guest { mut vcpu, mut ram } = guest(&code);
+    let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+    cpu.sync_tlb();
+    while engine.run(&mut cpu, u64::MAX) != Exit::Halted {}
+    let counters = engine.counters();
+    assert!(count(&counters, "TLB fills") >= 2 * PAGES, "{counters:?}");
+    let stepped = counters.iter().any(|(name, _)| name.starts_with("fall-back (access"));
+    assert!(!stepped, "{counters:?}");
+    check("new pages", &code);
 }
