@@ -102,6 +102,8 @@ fn native(tree: &Path, rows: &[Row]) -> Command {
         }
     }
     let mut command = Command::new("unshare");
+    // No guest has the variables of whoever asked, by which programs may do something else.
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.env("OPENSSL_ia32cap", OPENSSL_CAP);
     command.args(["--map-root-user", "--root"]).arg(tree).args(["/bin/sh", "-c", &script]);
     command
