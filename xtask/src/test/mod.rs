@@ -42,8 +42,8 @@ pub const PACKAGES: &[&str] = &[
 /// What the slow tests call besides.
 const SLOW_PACKAGES: &[&str] = &["gcc-multilib", "qemu-system-x86"];
 
-/// Random cases compared in a run, about a minute's worth, and in a slow one.
-const COSIM_CASES: u64 = 1_000_000;
+/// Random cases compared in a run, about half a minute's worth, and in a slow one.
+const COSIM_CASES: u64 = 500_000;
 const COSIM_CASES_SLOW: u64 = 20_000_000;
 
 /// How files of slow tests begin.
