@@ -323,13 +323,18 @@ impl<'a> Emitter<'a> {
 
     /// Flags to AX, on the way out.
     pub(crate) fn keep_flags(&mut self) {
-        if let Flags::Redo(redo) = self.flags {
-            self.code.put(&self.redos[usize::from(redo)]);
-            self.flags = Flags::Host;
-        }
+        self.redo_flags();
         if self.flags == Flags::Host {
             self.flags_to_ax();
             self.flags = Flags::Saved;
+        }
+    }
+
+    /// Flags are made once more if they were not kept.
+    pub(crate) fn redo_flags(&mut self) {
+        if let Flags::Redo(redo) = self.flags {
+            self.code.put(&self.redos[usize::from(redo)]);
+            self.flags = Flags::Host;
         }
     }
 

@@ -170,12 +170,13 @@ impl Emitter<'_> {
                     *stub = self.outside(here);
                 }
                 self.set_state(state);
-                self.keep_state();
+                self.redo_flags();
                 let id = self.add_site(site);
                 self.code.put(&[0x68]);
                 self.code.put(&id.to_le_bytes());
                 let at = self.code.jump();
-                self.bind_outside(at, self.workshop.trampolines.exit);
+                let exit = self.workshop.trampolines.exit_from(self.flags, self.budget);
+                self.bind_outside(at, exit);
             }
             Stub::Far { jump, target, state, site, side } => {
                 self.code.bind(jump, here);

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use cpu::{Registers, gpr};
 
 use crate::assembler::{Assembler, Op, condition};
-use crate::layout::{self, BRANCH_SLOTS, HOME, Home, host};
+use crate::layout::{self, BRANCH_SLOTS, Budget, Flags, HOME, Home, host};
 use crate::linear::{SLOT_MASK, SLOT_SHIFT};
 use crate::site::{SITE_FAULT, SITE_LOOKUP};
 use crate::x87;
@@ -20,8 +20,14 @@ const _: () = assert!(gpr::RIP == 16);
 pub(crate) struct Trampolines {
     /// `extern "sysv64" fn(*mut Registers, target: u64, words: u64)`.
     pub(crate) enter: u32,
-    /// Leaves; the number of the site is on the stack.
+    /// Leaves; the number of the site is on the stack, flags are in AX and the budget in its word.
     pub(crate) exit: u32,
+    /// The same with flags in RFLAGS.
+    pub(crate) exit_in_flags: u32,
+    /// The same with flags in RFLAGS and the budget in RSI.
+    pub(crate) exit_in_registers: u32,
+    /// The same with the budget in RSI.
+    pub(crate) exit_in_rsi: u32,
     /// Where the signal handler continues.
     pub(crate) fault: u32,
     /// Goes on where the last exception was, with everything as it was.
@@ -36,6 +42,18 @@ pub(crate) struct Trampolines {
     pub(crate) vectors: u32,
     /// Called: loads x87 state.
     pub(crate) x87: u32,
+}
+
+impl Trampolines {
+    /// Where to leave from code with flags and budget there.
+    pub(crate) fn exit_from(&self, flags: Flags, budget: Budget) -> u32 {
+        match (flags, budget) {
+            (Flags::Saved | Flags::Redo(_), Budget::Word) => self.exit,
+            (Flags::Saved | Flags::Redo(_), Budget::Rsi) => self.exit_in_rsi,
+            (Flags::Host, Budget::Word) => self.exit_in_flags,
+            (Flags::Host, Budget::Rsi) => self.exit_in_registers,
+        }
+    }
 }
 
 fn register(guest: usize) -> i32 {
@@ -129,6 +147,11 @@ fn call_if_loaded(code: &mut Assembler, word: i32, target: usize) {
     call(code, target);
     let here = code.here();
     code.bind(skip, here);
+}
+
+/// RSI to the budget's word, with the number of a site on the stack.
+fn store_budget(code: &mut Assembler) {
+    code.op_memory(Op::Store, host::RSI, host::RSP, layout::BUDGET + 8);
 }
 
 fn exit(code: &mut Assembler, save_x87: usize) {
@@ -262,8 +285,16 @@ pub(crate) fn generate(x87_area: &x87::Area) -> (Vec<u8>, Trampolines) {
     x87::save(&mut code, area);
     at.enter = code.here() as u32;
     enter(&mut code, at.vectors as usize, at.x87 as usize);
+    at.exit_in_registers = code.here() as u32;
+    store_budget(&mut code);
+    at.exit_in_flags = code.here() as u32;
+    code.save_flags();
     at.exit = code.here() as u32;
     exit(&mut code, save_x87);
+    at.exit_in_rsi = code.here() as u32;
+    store_budget(&mut code);
+    let jump = code.jump();
+    code.bind(jump, at.exit as usize);
     at.fault = code.here() as u32;
     leave(&mut code, SITE_FAULT, at.exit as usize);
     at.again = code.here() as u32;
