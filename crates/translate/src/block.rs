@@ -7,7 +7,7 @@
 use std::num::NonZeroU32;
 
 use cpu::Access;
-use iced_x86::{Encoder, InstructionInfoFactory, Mnemonic};
+use iced_x86::{Encoder, Mnemonic};
 
 use crate::assembler::{Assembler, Op};
 use crate::classify::{Class, Mode};
@@ -21,6 +21,7 @@ use crate::options::Options;
 use crate::plan::{self, End, Plan, Planned, Source, Variant};
 use crate::site::{FaultSite, Faults, Site, SiteId, Why};
 use crate::stub::Stub;
+use crate::tables::Tables;
 use crate::trampoline::Trampolines;
 
 /// More host code than any block makes.
@@ -37,14 +38,14 @@ pub(crate) type Emitted = Result<(), Unsupported>;
 pub(crate) struct Workshop {
     pub(crate) encoder: Encoder,
     pub(crate) paper: Paper,
-    pub(crate) factory: InstructionInfoFactory,
+    pub(crate) tables: Tables,
     pub(crate) trampolines: Trampolines,
     pub(crate) options: Options,
     /// The host has RORX.
     pub(crate) rotates: bool,
     /// Address of the table of indirect branches by side of the TLB, in the mode of the block
     /// being made otherwise.
-    pub(crate) tables: [u64; 4],
+    pub(crate) branch_tables: [u64; 4],
     pub(crate) gates: Gates,
 }
 
@@ -121,7 +122,7 @@ pub(crate) fn translate(
 ) -> Block {
     let options = workshop.options;
     let insns = emptied(&mut workshop.paper.insns);
-    let mut plan = plan::discover(options, mode, variant, source, &mut workshop.factory, insns);
+    let mut plan = plan::discover(options, mode, variant, source, &mut workshop.tables, insns);
     let fast = variant == Variant::Fast && !options.always_slow && source.next.is_none();
     if fast && mode.direct {
         plan.go_direct();

@@ -12,7 +12,7 @@ use std::io::Write;
 
 use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Cpu, Vcpu};
-use iced_x86::{Encoder, InstructionInfoFactory};
+use iced_x86::Encoder;
 use memory::{Ram, RamOffset, VISIT_SIZE};
 use native::signal::Watch;
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
@@ -32,6 +32,7 @@ use crate::recover;
 use crate::region::{Made, REGIONS, Regions};
 use crate::site::{FAR_DIFFERS, FAR_TARGET, FaultSite, Site, SiteId};
 use crate::statistics::Statistics;
+use crate::tables::Tables;
 use crate::trampoline::{self, Trampolines};
 use crate::x87;
 
@@ -171,11 +172,11 @@ impl Cache {
             workshop: Workshop {
                 encoder: Encoder::new(64),
                 paper: Paper::default(),
-                factory: InstructionInfoFactory::new(),
+                tables: Tables::new(),
                 trampolines,
                 options,
                 rotates: std::arch::is_x86_feature_detected!("bmi2"),
-                tables: [0; 4],
+                branch_tables: [0; 4],
                 gates: Gates::default(),
             },
             pages: BTreeMap::new(),
@@ -446,7 +447,7 @@ impl Cache {
         self.sync(cpu.ram, statistics);
         if mode.kernel {
             for side in [SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY] {
-                self.workshop.tables[usize::from(side)] = self.table(Mode { side, ..mode });
+                self.workshop.branch_tables[usize::from(side)] = self.table(Mode { side, ..mode });
             }
         }
         cpu.vcpu.toil();

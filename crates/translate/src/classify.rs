@@ -130,7 +130,7 @@ pub(crate) const STATUS: u32 = RflagsBits::OF
     | RflagsBits::PF;
 
 /// What an instruction does to the status flags, as far as their place matters.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlagUse {
     /// It reads some.
     pub(crate) reads: bool,
@@ -140,15 +140,17 @@ pub(crate) struct FlagUse {
     pub(crate) changes: bool,
 }
 
+/// Whether it is a shift or rotation: what those do to flags depends on the count.
+pub(crate) fn counts(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(instruction.mnemonic(), Rcl | Rcr | Rol | Ror | Shl | Shr | Sar | Sal | Shld | Shrd)
+}
+
 /// See [`FlagUse`].
 pub(crate) fn flag_use(instruction: &Instruction) -> FlagUse {
     use Mnemonic::*;
     // A shift by 0 changes nothing, whatever is listed.
-    let counted = matches!(
-        instruction.mnemonic(),
-        Rcl | Rcr | Rol | Ror | Shl | Shr | Sar | Sal | Shld | Shrd
-    );
-    if counted {
+    if counts(instruction) {
         let reads = instruction.rflags_read() & STATUS != 0;
         return FlagUse { reads, needs: true, changes: true };
     }

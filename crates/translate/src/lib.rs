@@ -46,6 +46,7 @@ mod statistics;
 mod string;
 mod stub;
 mod system;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod trampoline;

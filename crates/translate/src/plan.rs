@@ -7,17 +7,15 @@
 
 use std::collections::BTreeSet;
 
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory,
-    Mnemonic, OpKind,
-};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
-use crate::classify::{Class, FlagUse, Mode, classify, flag_use};
+use crate::classify::{Class, FlagUse, Mode};
 use crate::crossing::is_crossing;
 use crate::effects::Effects;
 use crate::group::{self, Group, Member, Near};
 use crate::mirror::{self, Reads};
 use crate::options::Options;
+use crate::tables::Tables;
 
 /// Instructions of a block, whatever the options say; their numbers fit a byte.
 const INSNS_MAX: usize = REPEATED_ALONE;
@@ -121,14 +119,9 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
-    fn new(
-        instruction: Instruction,
-        class: Class,
-        offset: u16,
-        factory: &mut InstructionInfoFactory,
-    ) -> Planned {
-        let effects = Effects::of(&instruction, factory);
-        let flags = flag_use(&instruction);
+    fn new(instruction: Instruction, class: Class, offset: u16, tables: &mut Tables) -> Planned {
+        let effects = Effects::of(&instruction, &mut tables.factory);
+        let flags = tables.flag_use(&instruction);
         let (inside, again, operand, stack) = (false, false, None, None);
         let (flags_before, flags_after, redone) = (true, true, false);
         Planned {
@@ -238,11 +231,11 @@ pub(crate) fn discover(
     mode: Mode,
     variant: Variant,
     source: &Source<'_>,
-    factory: &mut InstructionInfoFactory,
+    tables: &mut Tables,
     insns: Vec<Planned>,
 ) -> Plan {
     if let Some(next) = &source.next {
-        return discover_on_two(mode, source, next, factory);
+        return discover_on_two(mode, source, next, tables);
     }
     let limit = options.block_insns_max.min(INSNS_MAX);
     // Short blocks are asked for by tests.
@@ -250,7 +243,7 @@ pub(crate) fn discover(
     let mut discovery = Discovery {
         limit,
         most,
-        factory,
+        tables,
         insns,
         extents: Vec::new(),
         branches: 0,
@@ -272,20 +265,15 @@ pub(crate) fn discover(
 }
 
 /// As [`discover`], for one instruction that reaches into the next page.
-fn discover_on_two(
-    mode: Mode,
-    source: &Source<'_>,
-    next: &NextPage,
-    factory: &mut InstructionInfoFactory,
-) -> Plan {
+fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage, tables: &mut Tables) -> Plan {
     let mut bytes = vec![0; 4096 - usize::from(source.start)];
     (source.read)(source.start, &mut bytes);
     bytes.extend(next.bytes);
     let start = source.start;
     let instruction = Decoder::with_ip(64, &bytes, u64::from(start), DecoderOptions::NONE).decode();
-    let class = classify(&instruction, mode);
+    let class = tables.class(&instruction, mode);
     let stop = start + instruction.len().max(1) as u16;
-    let one = Planned::new(instruction, class, start, factory);
+    let one = Planned::new(instruction, class, start, tables);
     let (insns, end) = match class {
         Class::Step if ends_block(&instruction) => (Vec::new(), End::step(&instruction)),
         Class::Branch => (vec![one], End::Branch),
@@ -308,7 +296,7 @@ struct Discovery<'a> {
     limit: usize,
     /// The same if it repeats a loop without other branches.
     most: usize,
-    factory: &'a mut InstructionInfoFactory,
+    tables: &'a mut Tables,
     insns: Vec<Planned>,
     extents: Vec<(u16, u16)>,
     branches: usize,
@@ -350,7 +338,7 @@ impl Discovery<'_> {
                 self.extents.push(extent(if end == 4096 { 4096 } else { offset }));
                 return Ok(End::Limit);
             }
-            let class = match classify(&instruction, mode) {
+            let class = match self.tables.class(&instruction, mode) {
                 Class::Step if source.crosses && is_crossing(&instruction, mode) => Class::Branch,
                 class => class,
             };
@@ -358,7 +346,7 @@ impl Discovery<'_> {
                 self.extents.push(extent(decoder.ip()));
                 return Ok(End::step(&instruction));
             }
-            let mut planned = Planned::new(instruction, class, offset as u16, self.factory);
+            let mut planned = Planned::new(instruction, class, offset as u16, self.tables);
             if class != Class::Branch {
                 self.insns.push(planned);
                 continue;

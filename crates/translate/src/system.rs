@@ -85,7 +85,7 @@ impl Emitter<'_> {
             self.code.put(&[side]);
         }
         self.mode.side = side;
-        let table = self.workshop.tables[usize::from(side)];
+        let table = self.workshop.branch_tables[usize::from(side)];
         self.code.constant(host::RDI, table);
         self.code.op_word(Op::Store, host::RDI, layout::BRANCH_TABLE);
     }

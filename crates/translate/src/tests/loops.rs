@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use iced_x86::InstructionInfoFactory;
-
 use super::check;
 use crate::Options;
 use crate::classify::Mode;
 use crate::plan::{self, End, Source, Variant};
+use crate::tables::Tables;
 
 /// Copies of a loop's last branch in the block at its start, and whether the last one ends it.
 fn rounds(code: &[u8], variant: Variant) -> (usize, bool) {
@@ -21,9 +20,9 @@ fn rounds(code: &[u8], variant: Variant) -> (usize, bool) {
     };
     let read = &read;
     let source = Source { read, start, next, marks, crosses, breakpoints, from_flags };
-    let mut factory = InstructionInfoFactory::new();
+    let mut tables = Tables::new();
     let (options, mode) = (Options::default(), Mode::default());
-    let plan = plan::discover(options, mode, variant, &source, &mut factory, Vec::new());
+    let plan = plan::discover(options, mode, variant, &source, &mut tables, Vec::new());
     let last = code.len() as u16 - 2;
     let copies = plan.insns.iter().filter(|planned| planned.offset == last);
     let ends = plan.end == End::Branch && !plan.insns.last().expect("some").inside;
