@@ -125,9 +125,6 @@ impl Emitter<'_> {
 
     /// The block ends without a branch.
     pub(crate) fn note_fall(&mut self) {
-        if !self.mode.direct {
-            return; // no run ends early before other blocks
-        }
         let held = match self.budget {
             Budget::Rsi => host::RSI,
             Budget::Word => {

@@ -254,7 +254,12 @@ fn runs_that_need_not_be_exact_end_without_a_fault() {
 /// may come to the blocks here by a branch, or by falling off a page's end.
 #[test]
 fn runs_that_end_early_leave_the_state_of_exact_ones() {
-    let mut code = vec![0x90; 0x2004];
+    check_early_ends(Shadowing::Always);
+    check_early_ends(Shadowing::Never);
+}
+
+fn check_early_ends(shadow: Shadowing) {
+    let mut code = vec![0x90; 0x2006];
     let main = [
         0xb9, 0, 0, 4, 0, // mov ecx, 40000h
         0x90, 0x90, // as above
@@ -266,8 +271,9 @@ fn runs_that_end_early_leave_the_state_of_exact_ones() {
     code[..main.len()].copy_from_slice(&main);
     code[0x1ff0..0x1ff5].copy_from_slice(&[0x48, 0xff, 0x03, 0x75, 0]); // inc qword [rbx] · jnz
     code[0x1ffc..0x2000].copy_from_slice(&[0x48, 0xff, 0x43, 0x08]); // inc qword [rbx + 8]
-    code[0x2000..].copy_from_slice(&[0x48, 0xff, 0x03, 0xc3]); // inc qword [rbx] · ret
-    let options = Options { shadow: Shadowing::Always, ..Options::default() };
+    // inc qword [rbx] · jnz · ret
+    code[0x2000..].copy_from_slice(&[0x48, 0xff, 0x03, 0x75, 0, 0xc3]);
+    let options = Options { shadow, ..Options::default() };
     let mut engine = Translator::new(Box::new(Interp::new().unwrap()), options).unwrap();
     let (Guest { mut vcpu, mut ram }, mut exact) = (shadowed_guest(&code), shadowed_guest(&code));
     let mut interp = Interp::new().unwrap();
