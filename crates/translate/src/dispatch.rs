@@ -117,7 +117,7 @@ impl Translator {
 
     /// One instruction by the fall-back engine, which ends an interrupt shadow: then an interrupt
     /// that was held back may be delivered.
-    pub(crate) fn fall_back(&mut self, cpu: &mut Cpu<'_>) {
+    fn fall_back(&mut self, cpu: &mut Cpu<'_>) {
         let inhibited = cpu.vcpu.pending.shadow != Shadow::None;
         self.fallback.step(cpu);
         if inhibited && cpu.vcpu.pending.shadow == Shadow::None {

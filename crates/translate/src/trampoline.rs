@@ -45,11 +45,13 @@ pub(crate) struct Trampolines {
 }
 
 impl Trampolines {
-    /// Where to leave from code with flags and budget there.
+    /// Where to leave from code with flags and budget there; flags that were not kept are made
+    /// again before.
     pub(crate) fn exit_from(&self, flags: Flags, budget: Budget) -> u32 {
         match (flags, budget) {
-            (Flags::Saved | Flags::Redo(_), Budget::Word) => self.exit,
-            (Flags::Saved | Flags::Redo(_), Budget::Rsi) => self.exit_in_rsi,
+            (Flags::Redo(_), _) => unreachable!("flags are made again before"),
+            (Flags::Saved, Budget::Word) => self.exit,
+            (Flags::Saved, Budget::Rsi) => self.exit_in_rsi,
             (Flags::Host, Budget::Word) => self.exit_in_flags,
             (Flags::Host, Budget::Rsi) => self.exit_in_registers,
         }

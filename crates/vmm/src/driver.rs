@@ -308,8 +308,8 @@ impl Driver {
             let until = self.machine.branches().saturating_add(slice).min(end);
             let stop = self.machine.run_slice(self.engine.as_mut(), &mut self.ports, until);
             run_ns = monotonic_ns() - start_ns;
-            let done = self.machine.branches() - before;
-            let ends = before + done >= end || is_whole(done, quantum) || run_ns >= most_ns;
+            let now = self.machine.branches();
+            let ends = now >= end || is_whole(now - before, quantum) || run_ns >= most_ns;
             if stop != Stop::Reached || ends {
                 break stop;
             }

@@ -213,6 +213,21 @@ fn x87_stores_check_no_address_for_others() {
     check("x87 stores", &code);
 }
 
+/// One run of a new guest.
+fn run_once(
+    engine: &mut dyn Engine,
+    code: &[u8],
+    until: u64,
+    patience: Option<u32>,
+) -> (Exit, Guest) {
+    let Guest { mut vcpu, mut ram } = shadowed_guest(code);
+    vcpu.patience = patience;
+    let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+    cpu.sync_tlb();
+    let exit = engine.run(&mut cpu, until);
+    (exit, Guest { vcpu, ram })
+}
+
 /// A run that is content with fewer branches ends before its last ones, one that is not does not.
 #[test]
 fn runs_that_need_not_be_exact_end_without_a_fault() {
@@ -229,11 +244,7 @@ fn runs_that_need_not_be_exact_end_without_a_fault() {
     code[0x1000] = 0xc3; // function: ret
     const UNTIL: u64 = 50_000;
     let run = |engine: &mut dyn Engine, until, patience| {
-        let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
-        vcpu.patience = patience;
-        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
-        cpu.sync_tlb();
-        let exit = engine.run(&mut cpu, until);
+        let (exit, Guest { vcpu, .. }) = run_once(engine, &code, until, patience);
         (exit, vcpu.branches, vcpu.patience)
     };
     let options = Options { shadow: Shadowing::Always, ..Options::default() };
@@ -317,11 +328,7 @@ fn runs_do_not_end_early_behind_a_fetch() {
     code[..main.len()].copy_from_slice(&main);
     const SECOND_CALL: u64 = 5_003 + 5_001;
     let run = |engine: &mut dyn Engine, until, patience| {
-        let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
-        vcpu.patience = patience;
-        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
-        cpu.sync_tlb();
-        let exit = engine.run(&mut cpu, until);
+        let (exit, Guest { mut vcpu, mut ram }) = run_once(engine, &code, until, patience);
         (exit, state_of(&mut vcpu, &mut ram))
     };
     let options = Options { shadow: Shadowing::Always, ..Options::default() };
