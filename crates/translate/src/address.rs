@@ -15,13 +15,9 @@ use crate::block::{Emitted, Emitter, Unsupported};
 use crate::direct::{Operand, Uses};
 use crate::group::Address;
 use crate::layout::{self, Flags, HOME, Home, host};
+use crate::operands::number;
 use crate::plan::Planned;
 use crate::site::Why;
-
-/// The guest number of a general register.
-pub(crate) fn number(register: Register) -> u8 {
-    register.full_register().number() as u8
-}
 
 /// Guest register `guest` as part of an address: in a host register, a word loaded into `scratch`.
 fn part(emitter: &mut Emitter<'_>, guest: u8, scratch: u8) -> u8 {

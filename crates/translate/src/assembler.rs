@@ -21,10 +21,17 @@ pub(crate) enum Form {
     Cmp = 7,
 }
 
+/// Bytes that are put at once.
+const AT_ONCE: usize = 8;
+/// By how much there is more room when there is none left.
+const ROOM: usize = 4096;
+
 /// Code of one block in the making.
 #[derive(Default)]
 pub(crate) struct Assembler {
-    pub(crate) bytes: Vec<u8>,
+    /// The code, and room behind it.
+    bytes: Vec<u8>,
+    size: usize,
 }
 
 fn rex_w(register: u8, rm: u8) -> u8 {
@@ -32,38 +39,83 @@ fn rex_w(register: u8, rm: u8) -> u8 {
 }
 
 impl Assembler {
-    pub(crate) fn put(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+    /// Nothing, in the memory of what was made before.
+    pub(crate) fn emptied(self) -> Assembler {
+        Assembler { size: 0, ..self }
+    }
+
+    /// The code.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.size]
+    }
+
+    /// The code at `at`, `size` bytes of it.
+    pub(crate) fn bytes_at(&mut self, at: usize, size: usize) -> &mut [u8] {
+        &mut self.bytes[..self.size][at..at + size]
+    }
+
+    /// Bytes whose number is known. Translation is calls of this: those are to be short, so that
+    /// its code stays in the first cache of the processor.
+    #[inline(always)]
+    pub(crate) fn put<const N: usize>(&mut self, bytes: &[u8; N]) {
+        for part in bytes.chunks(AT_ONCE) {
+            let word = part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.put_word(word, part.len());
+        }
+    }
+
+    /// The first bytes of a word.
+    #[inline(never)]
+    pub(crate) fn put_word(&mut self, word: u64, size: usize) {
+        if self.bytes.len() < self.size + AT_ONCE {
+            self.make_room();
+        }
+        self.bytes[self.size..self.size + AT_ONCE].copy_from_slice(&word.to_le_bytes());
+        self.size += size;
+    }
+
+    #[cold]
+    fn make_room(&mut self) {
+        self.bytes.resize(self.bytes.len() + ROOM, 0);
+    }
+
+    pub(crate) fn put_slice(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(AT_ONCE) {
+            let mut word = [0; AT_ONCE];
+            word[..part.len()].copy_from_slice(part);
+            self.put_word(u64::from_le_bytes(word), part.len());
+        }
     }
 
     pub(crate) fn here(&self) -> usize {
-        self.bytes.len()
+        self.size
     }
 
-    /// ModRM, SIB and displacement of `[base + displacement]`.
-    fn memory(&mut self, register: u8, base: u8, displacement: i32) {
-        let (register, low) = ((register & 7) << 3, base & 7);
-        let short = i8::try_from(displacement);
-        let mode = match short {
-            Ok(0) if low != 5 => 0x00,
-            Ok(_) => 0x40,
-            Err(_) => 0x80,
+    /// What is before ModRM, `before` bytes of `start`, and ModRM, SIB and displacement of
+    /// `[base + displacement]`: at most eight bytes.
+    fn memory(&mut self, start: u64, before: u32, register: u8, base: u8, displacement: i32) {
+        debug_assert!(before <= 2);
+        let (register, low) = (u64::from(register & 7) << 3, u64::from(base & 7));
+        let (mode, size) = match i8::try_from(displacement) {
+            Ok(0) if low != 5 => (0x00, 0),
+            Ok(_) => (0x40, 1),
+            Err(_) => (0x80, 4),
         };
-        self.put(&[mode | register | low]);
+        let (mut word, mut bits) = (start, 8 * before);
+        word |= (mode | register | low) << bits;
+        bits += 8;
         if low == 4 {
-            self.put(&[0x24]);
+            word |= 0x24 << bits;
+            bits += 8;
         }
-        match mode {
-            0x00 => {}
-            0x40 => self.put(&[displacement as u8]),
-            _ => self.put(&displacement.to_le_bytes()),
-        }
+        word |= u64::from(displacement as u32) << bits;
+        self.put_word(word, bits as usize / 8 + size);
     }
 
     /// `op register, [base + displacement]`, 64 bits (or the store).
     pub(crate) fn op_memory(&mut self, op: Op, register: u8, base: u8, displacement: i32) {
-        self.put(&[rex_w(register, base), op as u8]);
-        self.memory(register, base, displacement);
+        let start = u64::from(rex_w(register, base)) | (op as u64) << 8;
+        self.memory(start, 2, register, base, displacement);
     }
 
     /// `op register, word`, 64 bits (or the store).
@@ -73,22 +125,19 @@ impl Assembler {
 
     /// `op qword word, value`.
     pub(crate) fn word_immediate(&mut self, form: Form, word: i32, value: i8) {
-        self.put(&[0x48, 0x83]);
-        self.memory(form as u8, host::RSP, word);
+        self.memory(0x8348, 2, form as u8, host::RSP, word);
         self.put(&[value as u8]);
     }
 
     /// `add qword word, value`.
     pub(crate) fn add_word(&mut self, word: i32, value: i32) {
-        self.put(&[0x48, 0x81]);
-        self.memory(Form::Add as u8, host::RSP, word);
+        self.memory(0x8148, 2, Form::Add as u8, host::RSP, word);
         self.put(&value.to_le_bytes());
     }
 
     /// `cmp byte word, 0`.
     pub(crate) fn is_zero(&mut self, word: i32) {
-        self.put(&[0x80]);
-        self.memory(7, host::RSP, word);
+        self.memory(0x80, 1, 7, host::RSP, word);
         self.put(&[0]);
     }
 
@@ -117,14 +166,14 @@ impl Assembler {
 
     /// Sets `size` bytes (1, 2, 4 or 8) at `[rdi + displacement]` to ones.
     pub(crate) fn fill_ones(&mut self, displacement: i32, size: usize) {
-        match size {
-            1 => self.put(&[0xc6]),
-            2 => self.put(&[0x66, 0xc7]),
-            4 => self.put(&[0xc7]),
-            _ => self.put(&[0x48, 0xc7]),
-        }
-        self.memory(0, host::RDI, displacement);
-        self.put(&[0xff; 4][..size.min(4)]);
+        let (start, before) = match size {
+            1 => (0xc6, 1),
+            2 => (0xc766, 2),
+            4 => (0xc7, 1),
+            _ => (0xc748, 2),
+        };
+        self.memory(start, before, 0, host::RDI, displacement);
+        self.put_word(u64::MAX, size.min(4));
     }
 
     /// What is called addresses the words as its caller does: the return address stays below the
@@ -141,8 +190,8 @@ impl Assembler {
 
     /// An instruction without REX whose memory operand is `word`.
     pub(crate) fn plain_word(&mut self, opcode: &[u8], form: u8, word: i32) {
-        self.put(opcode);
-        self.memory(form, host::RSP, word);
+        let start = opcode.iter().rev().fold(0, |start, byte| start << 8 | u64::from(*byte));
+        self.memory(start, opcode.len() as u32, form, host::RSP, word);
     }
 
     /// `op register, [rsp + rsi + displacement]`, 64 bits.
@@ -162,8 +211,7 @@ impl Assembler {
             0 if to == base => {}
             0 if base != host::RSP => self.copy(to, base),
             _ => {
-                self.put(&[rex_w(to, base), 0x8d]);
-                self.memory(to, base, displacement);
+                self.memory(u64::from(rex_w(to, base)) | 0x8d00, 2, to, base, displacement);
             }
         }
     }
@@ -249,7 +297,7 @@ impl Assembler {
     /// Fills in the displacement at `at` to lead to `target`, both offsets in this code.
     pub(crate) fn bind(&mut self, at: usize, target: usize) {
         let displacement = target as i64 - (at as i64 + 4);
-        self.bytes[at..at + 4].copy_from_slice(&(displacement as i32).to_le_bytes());
+        self.bytes_at(at, 4).copy_from_slice(&(displacement as i32).to_le_bytes());
     }
 }
 

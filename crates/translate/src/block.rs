@@ -7,11 +7,12 @@
 use std::num::NonZeroU32;
 
 use cpu::Access;
-use iced_x86::{Encoder, Mnemonic};
+use iced_x86::Mnemonic;
 
 use crate::assembler::{Assembler, Op};
 use crate::classify::{Class, Mode};
 use crate::crossing::Gates;
+use crate::encode::Encodings;
 use crate::entry::Entries;
 use crate::flags::Redo;
 use crate::group::{Group, Member};
@@ -36,7 +37,7 @@ pub(crate) type Emitted = Result<(), Unsupported>;
 
 /// What translations of many blocks share.
 pub(crate) struct Workshop {
-    pub(crate) encoder: Encoder,
+    pub(crate) encodings: Encodings,
     pub(crate) paper: Paper,
     pub(crate) tables: Tables,
     pub(crate) trampolines: Trampolines,
@@ -53,7 +54,7 @@ pub(crate) struct Workshop {
 #[derive(Default)]
 pub(crate) struct Paper {
     insns: Vec<Planned>,
-    code: Vec<u8>,
+    code: Assembler,
     sites: Vec<Site>,
     faults: Vec<FaultSite>,
     stubs: Vec<Stub>,
@@ -95,7 +96,7 @@ pub(crate) struct Emitter<'a> {
 
 /// A finished block.
 pub(crate) struct Block {
-    pub(crate) code: Vec<u8>,
+    pub(crate) code: Assembler,
     pub(crate) sites: Vec<Site>,
     pub(crate) faults: Vec<FaultSite>,
     pub(crate) entries: Entries,
@@ -161,7 +162,7 @@ impl<'a> Emitter<'a> {
         let (sites, faults) = (emptied(&mut paper.sites), emptied(&mut paper.faults));
         let (stubs, redos) = (emptied(&mut paper.stubs), emptied(&mut paper.redos));
         Emitter {
-            code: Assembler { bytes: emptied(&mut paper.code) },
+            code: std::mem::take(&mut paper.code).emptied(),
             workshop,
             mode,
             direct: false,
@@ -334,7 +335,7 @@ impl<'a> Emitter<'a> {
     /// Flags are made once more if they were not kept.
     pub(crate) fn redo_flags(&mut self) {
         if let Flags::Redo(redo) = self.flags {
-            self.code.put(&self.redos[usize::from(redo)]);
+            self.code.put_slice(&self.redos[usize::from(redo)]);
             self.flags = Flags::Host;
         }
     }
@@ -349,7 +350,7 @@ impl<'a> Emitter<'a> {
         match self.flags {
             Flags::Host => return,
             Flags::Saved => self.code.restore_flags(),
-            Flags::Redo(redo) => self.code.put(&self.redos[usize::from(redo)]),
+            Flags::Redo(redo) => self.code.put_slice(&self.redos[usize::from(redo)]),
         }
         self.flags = Flags::Host;
     }
@@ -399,7 +400,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn bind_outside(&mut self, at: usize, trampoline: u32) {
         let target = i64::from(trampoline) - i64::from(self.origin);
         let displacement = target - (at as i64 + 4);
-        self.code.bytes[at..at + 4].copy_from_slice(&(displacement as i32).to_le_bytes());
+        self.code.bytes_at(at, 4).copy_from_slice(&(displacement as i32).to_le_bytes());
     }
 
     /// Has the fall-back engine execute the instruction, and comes back.
@@ -412,12 +413,12 @@ impl<'a> Emitter<'a> {
     }
 
     fn finish(self, plan: Plan) -> Block {
-        assert!(self.code.bytes.len() <= BLOCK_BYTES_MAX);
+        assert!(self.code.here() <= BLOCK_BYTES_MAX);
         let Emitter { code, workshop, sites, faults, stubs, redos, entries, .. } = self;
         let Plan { insns, extents, .. } = plan;
         let count = insns.len();
         let paper = &mut workshop.paper;
         (paper.insns, paper.stubs, paper.redos) = (insns, stubs, redos);
-        Block { code: code.bytes, sites, faults, entries, insns: count, extents }
+        Block { code, sites, faults, entries, insns: count, extents }
     }
 }

@@ -12,7 +12,6 @@ use std::io::Write;
 
 use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Cpu, Vcpu};
-use iced_x86::Encoder;
 use memory::{Ram, RamOffset, VISIT_SIZE};
 use native::signal::Watch;
 use types::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
@@ -23,6 +22,7 @@ use crate::breakpoints::Breakpoints;
 use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::crossing::Gates;
+use crate::encode::Encodings;
 use crate::fetch::{fetch_place, mark_code, page_reader};
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::linear::Linear;
@@ -170,7 +170,7 @@ impl Cache {
             _x87_area: x87_area,
             regions: Regions::new(first, size),
             workshop: Workshop {
-                encoder: Encoder::new(64),
+                encodings: Encodings::new(),
                 paper: Paper::default(),
                 tables: Tables::new(),
                 trampolines,
@@ -468,7 +468,7 @@ impl Cache {
         assert!(page.generation == generation, "stale translations were dropped before");
         statistics.blocks += 1;
         statistics.translated += block.insns as u64;
-        statistics.code_bytes += block.code.len() as u64;
+        statistics.code_bytes += block.code.bytes().len() as u64;
         let translation = self.keep(block, at.page(), wanted.key());
         self.pages
             .get_mut(&at.page())
@@ -504,7 +504,7 @@ impl Cache {
             from_flags: wanted.from_flags || (stress && start % 4 < 2),
         };
         let mut block = self.make(wanted, &source);
-        if self.regions.current().used + block.code.len() > self.regions.current().end {
+        if self.regions.current().used + block.code.bytes().len() > self.regions.current().end {
             self.turn(statistics);
             block = self.make(wanted, &source);
         }
@@ -521,14 +521,14 @@ impl Cache {
     fn keep(&mut self, block: Block, page: usize, key: BlockKey) -> Translation {
         let region = self.regions.current();
         let at = region.used;
-        assert!(at + block.code.len() <= region.end, "a region has room for every block");
-        region.used = (at + block.code.len()).next_multiple_of(ALIGNMENT);
+        assert!(at + block.code.bytes().len() <= region.end, "a region has room for every block");
+        region.used = (at + block.code.bytes().len()).next_multiple_of(ALIGNMENT);
         let size = region.used - at;
         region.live += size;
         let entry = at as u32 + block.entries.saved;
         let host_entry = at as u32 + block.entries.host;
         region.made.push(Made { page, key, entry });
-        self.code.write(at, &block.code);
+        self.code.write(at, block.code.bytes());
         self.regions.add(&block.sites, &block.faults);
         self.workshop.recycle(block);
         Translation { entry, host_entry, size: size as u32 }

@@ -5,15 +5,16 @@ use cpu::Access;
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register};
 use smallvec::SmallVec;
 
-use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::Unit;
 use crate::direct::{self, Uses};
-use crate::effects::{Effects, is_read};
+use crate::effects::is_read;
+use crate::encode::{Encoded, set_displacement};
 use crate::flags;
 use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
 use crate::mirror::Taken;
+use crate::operands::{Named, number};
 use crate::plan::Planned;
 use crate::site::Faults;
 
@@ -120,14 +121,10 @@ fn mirrored(code: Code) -> Option<Code> {
     }
 }
 
-fn is_high_byte(register: Register) -> bool {
-    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
-}
-
-/// Host register `to` in the size of `like`.
-fn sized(to: u8, like: Register) -> Register {
+/// Host register `to` in a size.
+fn sized(to: u8, size: u8) -> Register {
     let to = u32::from(to);
-    match like.size() {
+    match size {
         8 => Register::RAX + to,
         4 => Register::EAX + to,
         2 => Register::AX + to,
@@ -137,7 +134,7 @@ fn sized(to: u8, like: Register) -> Register {
 }
 
 /// Whether the instruction works on RAX without naming it.
-fn has_implicit_rax(instruction: &Instruction) -> bool {
+pub(crate) fn has_implicit_rax(instruction: &Instruction) -> bool {
     use Mnemonic::*;
     match instruction.mnemonic() {
         Imul => instruction.op_count() == 1,
@@ -154,24 +151,6 @@ pub(crate) fn may_fault(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Cmpxchg16b)
 }
 
-fn gpr_operands(instruction: &Instruction) -> impl Iterator<Item = (u32, Register)> + '_ {
-    (0..instruction.op_count())
-        .filter(|&op| instruction.op_kind(op) == OpKind::Register)
-        .map(|op| (op, instruction.op_register(op)))
-        .filter(|(_, register)| register.is_gpr())
-}
-
-/// In the form that the encoder takes: nothing, one byte, or (it says 8) four.
-fn set_displacement(instruction: &mut Instruction, displacement: i32) {
-    let size = match i8::try_from(displacement) {
-        Ok(0) => 0,
-        Ok(_) => 1,
-        Err(_) => 8,
-    };
-    instruction.set_memory_displacement64(displacement as u64);
-    instruction.set_memory_displ_size(size);
-}
-
 fn set_memory(instruction: &mut Instruction, operand: direct::Operand) {
     let (index, scale) = operand.index.map_or((Register::None, 1), |(index, scale)| {
         (Register::RAX + u32::from(index), u32::from(scale))
@@ -182,32 +161,27 @@ fn set_memory(instruction: &mut Instruction, operand: direct::Operand) {
     set_displacement(instruction, operand.displacement);
 }
 
-fn names_high_byte(instruction: &Instruction) -> bool {
-    gpr_operands(instruction).any(|(_, register)| is_high_byte(register))
-}
-
-fn uses_of(instruction: &Instruction) -> Uses {
-    let low = names_high_byte(instruction);
-    let names_rax = gpr_operands(instruction).any(|(_, register)| number(register) == 0);
-    let in_word = |(_, register): &(u32, Register)| {
-        matches!(HOME[usize::from(number(*register))], Home::Word(_))
-    };
-    let words = gpr_operands(instruction).filter(in_word).count();
-    Uses { low, natural_rax: has_implicit_rax(instruction) || (low && names_rax), words }
+fn uses_of(planned: &Planned) -> Uses {
+    let (named, low) = (planned.operands.named(), planned.operands.has_high_byte());
+    let names_rax = named.iter().any(|named| named.guest == 0);
+    let in_word = |named: &&Named| matches!(HOME[usize::from(named.guest)], Home::Word(_));
+    let words = named.iter().filter(in_word).count();
+    let natural_rax = planned.effects.of_code.implicit_rax || (low && names_rax);
+    Uses { low, natural_rax, words }
 }
 
 impl Emitter<'_> {
     pub(crate) fn compute(&mut self, planned: &Planned, unit: Unit) -> Emitted {
         let guest = &planned.instruction;
-        if is_bit_string(guest) {
+        if planned.effects.of_code.bit_string {
             self.end_mirrors();
             return self.bit_string(guest);
         }
-        let memory = guest.op_kinds().any(|kind| kind == OpKind::Memory);
+        let memory = planned.operands.memory;
         let access = if memory { Some(memory_access(planned)?) } else { None };
         let may_go = direct::may_go(unit, access == Some(Access::Write));
         let direct = memory && may_go && self.is_direct(guest.memory_size().size());
-        let uses = uses_of(guest);
+        let uses = uses_of(planned);
         let operand = match direct {
             true => Some(self.direct_operand(planned, uses)?),
             false => None,
@@ -239,7 +213,7 @@ impl Emitter<'_> {
         for moved in placing.moved.iter().filter(|moved| moved.load) {
             self.load_moved(*moved);
         }
-        let faults = unit != Unit::Integer || may_fault(guest);
+        let faults = unit != Unit::Integer || planned.effects.of_code.may_fault;
         if placing.natural_rax {
             self.code.copy(host::RAX, GUEST_RAX);
         }
@@ -261,7 +235,8 @@ impl Emitter<'_> {
         }
         if flags.changes {
             let redo = planned.redone && placing.moved.is_empty() && !placing.natural_rax;
-            let redo = redo.then(|| flags::redo(&mut self.workshop.encoder, &placing.instruction));
+            let redo =
+                redo.then(|| flags::redo(&mut self.workshop.encodings, &placing.instruction));
             self.made_flags(redo.flatten());
         }
         Ok(())
@@ -294,8 +269,8 @@ impl Emitter<'_> {
         test.set_segment_prefix(Register::None);
         test.set_has_lock_prefix(false);
         test.set_op0_kind(OpKind::Register);
-        test.set_op0_register(sized(host::RSI, bits));
-        test.set_op1_register(sized(offset, bits));
+        test.set_op0_register(sized(host::RSI, bits.size() as u8));
+        test.set_op1_register(sized(offset, bits.size() as u8));
         self.encode(&test)?;
         if writes {
             self.code.put(&[rex, 0x89, 0x37]); // mov [rdi], rsi
@@ -332,21 +307,23 @@ impl Emitter<'_> {
     }
 
     fn encode(&mut self, instruction: &Instruction) -> Emitted {
-        let encoder = &mut self.workshop.encoder;
-        let result = encoder.encode(instruction, 0);
-        let mut bytes = encoder.take_buffer();
-        if result.is_ok() {
-            self.code.put(&bytes);
-        }
-        bytes.clear();
-        encoder.set_buffer(bytes);
-        result.map(|_| ()).map_err(|_| Unsupported)
+        let Encoded { head, tail } =
+            self.workshop.encodings.encode(instruction).ok_or(Unsupported)?;
+        self.code.put_word(head.bytes, head.size.into());
+        self.code.put_word(tail.bytes, tail.size.into());
+        Ok(())
     }
 
     /// Makes one register operand that is kept in a word a memory operand, where the instruction
     /// has a form for it that does the same; which one.
-    fn use_word(&self, effects: &Effects, instruction: &mut Instruction) -> Option<u32> {
+    fn use_word(&self, planned: &Planned, instruction: &mut Instruction) -> Option<u8> {
         use Mnemonic::*;
+        let in_word = |named: &Named| match HOME[usize::from(named.guest)] {
+            Home::Word(word) if self.mirrors.find(word).is_none() => Some((*named, word)),
+            _ => None,
+        };
+        let all = planned.operands.named();
+        let (named, word) = all.iter().find_map(in_word)?;
         // With memory these do something else, or other accesses.
         if matches!(instruction.mnemonic(), Bt | Bts | Btr | Btc | Xchg | Xadd | Cmpxchg) {
             return None;
@@ -357,31 +334,21 @@ impl Emitter<'_> {
         if matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Shld | Shrd) {
             return None;
         }
-        let homes = |op: u32| {
-            let register = instruction.op_register(op);
-            let general = instruction.op_kind(op) == OpKind::Register && register.is_gpr();
-            match HOME[usize::from(number(register)) % 16] {
-                Home::Word(word) if general && self.mirrors.find(word).is_none() => Some(word),
-                _ => None,
-            }
-        };
-        let (op, word) = (0..instruction.op_count()).find_map(|op| Some((op, homes(op)?)))?;
-        let register = instruction.op_register(op);
-        let named = |(other, named)| other != op && number(named) == number(register);
-        if gpr_operands(instruction).any(named) {
+        if all.iter().filter(|other| other.guest == named.guest).count() > 1 {
             return None;
         }
+        let op = u32::from(named.operand);
         let mut other = *instruction;
         if !takes_memory(&other, op) {
             other.set_code(mirrored(other.code())?);
         }
-        let writes = !is_read(effects.operand(op));
+        let writes = !is_read(planned.effects.operand(named.operand));
         if !takes_memory(&other, op) || self.is_worth_holding(word) {
             return None;
         }
         other.set_op_kind(op, OpKind::Memory);
         // A register's upper half is zeroed, and some write less to memory.
-        let whole = other.memory_size().size() == register.size() && register.size() != 4;
+        let whole = other.memory_size().size() == usize::from(named.size) && named.size != 4;
         if writes && !whole {
             return None;
         }
@@ -390,7 +357,7 @@ impl Emitter<'_> {
         other.set_memory_index_scale(1);
         set_displacement(&mut other, word);
         *instruction = other;
-        Some(op)
+        Some(named.operand)
     }
 
     /// `direct` is where the memory operand is; otherwise it will be at RDI.
@@ -415,9 +382,8 @@ impl Emitter<'_> {
             set_memory(&mut instruction, direct.unwrap_or(at_rdi));
         }
         let Uses { low: high_byte, natural_rax, .. } = uses;
-        let effects = &planned.effects;
         let in_word =
-            if memory || high_byte { None } else { self.use_word(effects, &mut instruction) };
+            if memory || high_byte { None } else { self.use_word(planned, &mut instruction) };
         let mut placing = Placing { instruction, natural_rax, moved: SmallVec::new() };
         let mut taken = match direct {
             Some(operand) => operand.scratch(),
@@ -428,13 +394,12 @@ impl Emitter<'_> {
             self.free(host::RAX);
             taken.push(host::RAX);
         }
-        for (op, register) in gpr_operands(guest) {
-            if is_high_byte(register) || in_word == Some(op) {
+        for &named in planned.operands.named() {
+            if named.high || in_word == Some(named.operand) {
                 continue;
             }
-            let access = effects.operand(op);
-            let to = placing.place(self, register, access, high_byte, &mut taken, guest)?;
-            placing.instruction.set_op_register(op, sized(to, register));
+            let to = placing.place(self, named, high_byte, &mut taken, planned)?;
+            placing.instruction.set_op_register(u32::from(named.operand), sized(to, named.size));
         }
         Ok(placing)
     }
@@ -442,7 +407,7 @@ impl Emitter<'_> {
 
 /// What it needs of its memory operand's page.
 fn memory_access(planned: &Planned) -> Result<Access, Unsupported> {
-    match planned.effects.memory {
+    match planned.effects.of_code.memory {
         None | Some(OpAccess::None | OpAccess::NoMemAccess) => Err(Unsupported),
         Some(access) if is_read(access) => Ok(Access::Read),
         Some(_) => Ok(Access::Write),
@@ -454,25 +419,25 @@ impl Placing {
     fn place(
         &mut self,
         emitter: &mut Emitter<'_>,
-        register: Register,
-        access: OpAccess,
+        named: Named,
         high_byte: bool,
         taken: &mut Taken,
-        guest: &Instruction,
+        planned: &Planned,
     ) -> Result<u8, Unsupported> {
-        let home = HOME[usize::from(number(register))];
+        let home = HOME[usize::from(named.guest)];
         match home {
             Home::Host(GUEST_RAX) if self.natural_rax => return Ok(host::RAX),
             Home::Host(home) if !high_byte || home < 4 => return Ok(home),
             _ => {}
         }
-        if high_byte && register.size() == 1 {
+        if high_byte && named.size == 1 {
             return Err(Unsupported);
         }
-        let keeps = matches!(guest.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
-        let load = access != OpAccess::Write || register.size() < 4 || keeps;
+        let access = planned.effects.operand(named.operand);
+        let keeps = matches!(planned.instruction.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+        let load = access != OpAccess::Write || named.size < 4 || keeps;
         let store = !is_read(access);
-        let same = self.moved.iter_mut().find(|moved| moved.guest == number(register));
+        let same = self.moved.iter_mut().find(|moved| moved.guest == named.guest);
         if let Some(moved) = same {
             moved.load |= load;
             moved.store |= store;
@@ -480,7 +445,7 @@ impl Placing {
         }
         let to = emitter.choose_scratch(home, taken)?;
         taken.push(to);
-        self.moved.push(Moved { guest: number(register), to, load, store });
+        self.moved.push(Moved { guest: named.guest, to, load, store });
         Ok(to)
     }
 }

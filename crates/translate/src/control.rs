@@ -4,10 +4,10 @@ use cpu::{Access, tlb};
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 use types::PAGE_MASK;
 
-use crate::address::number;
 use crate::assembler::{Op, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, Flags, GUEST_RSP, HOME, Home, host};
+use crate::operands::number;
 use crate::plan::Planned;
 use crate::site::Why;
 use crate::stub::Stub;

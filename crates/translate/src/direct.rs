@@ -12,13 +12,13 @@
 use cpu::{Access, tlb};
 use iced_x86::{Instruction, Register};
 
-use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::Unit;
 use crate::group::BESIDE_MAX;
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
 use crate::mirror::{Taken, is_scratch};
+use crate::operands::number;
 use crate::plan::Planned;
 use crate::site::{FaultSite, Faults};
 

@@ -4,12 +4,11 @@
 //! Where only such places ask for them, and the instruction that made them can be done once more,
 //! the way out does that ([`Planned::redone`]) and the straight path keeps nothing.
 
-use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use smallvec::SmallVec;
 
-use crate::address::number;
 use crate::classify::{Class, Unit};
-use crate::compute::may_fault;
+use crate::encode::Encodings;
 use crate::group::Group;
 use crate::plan::{INSTRUCTION_SIZE_MAX, Plan, Planned};
 
@@ -29,8 +28,9 @@ impl Plan {
         // There no lookup asks for RFLAGS.
         let insns = if self.direct { 0 } else { self.insns.len() };
         for index in 0..insns {
-            self.insns[index].redone = can_be_redone(&self.insns[index].instruction)
-                && self.insns[index].class == (Class::Compute { unit: Unit::Integer })
+            let planned = &self.insns[index];
+            self.insns[index].redone = planned.class == (Class::Compute { unit: Unit::Integer })
+                && can_be_redone(planned)
                 && self.only_misses_ask(index);
         }
     }
@@ -38,7 +38,7 @@ impl Plan {
     /// Whether the flags that the instruction at `index` makes are asked for by nobody but who
     /// leaves at a lookup, and what it needs to be done again is still there then.
     fn only_misses_ask(&self, index: usize) -> bool {
-        let inputs = general_operands(&self.insns[index].instruction);
+        let inputs = self.insns[index].operands.bits();
         let (mut looked_up, mut lost) = (false, false);
         for (at, planned) in self.insns.iter().enumerate().skip(index + 1) {
             if is_looked_up_before(&self.groups, at) || looks_up(planned) {
@@ -90,12 +90,12 @@ enum User {
 fn user(planned: &Planned) -> Option<User> {
     match planned.class {
         Class::Nothing | Class::Address => Some(User::None),
-        Class::Stack if planned.instruction.op0_kind() != OpKind::Memory => Some(User::None),
+        Class::Stack if !planned.operands.memory => Some(User::None),
         Class::Branch if planned.inside => Some(match planned.instruction.mnemonic() {
             Mnemonic::Jmp => User::None,
             _ => User::Reads,
         }),
-        Class::Compute { unit: Unit::Integer } if !may_fault(&planned.instruction) => {
+        Class::Compute { unit: Unit::Integer } if !planned.effects.of_code.may_fault => {
             let flags = planned.flags;
             Some(match (flags.reads, flags.needs, flags.changes) {
                 (true, ..) => User::Reads,
@@ -126,7 +126,7 @@ fn is_looked_up_before(groups: &[Group], index: usize) -> bool {
 
 /// Whether the instruction looks something up itself, or may.
 fn looks_up(planned: &Planned) -> bool {
-    let memory = planned.instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+    let memory = planned.operands.memory;
     match planned.class {
         Class::Compute { .. } => memory && planned.operand.is_none(),
         Class::Stack => memory || planned.stack.is_none(),
@@ -134,33 +134,21 @@ fn looks_up(planned: &Planned) -> bool {
     }
 }
 
-/// The general registers among its operands, a bit for each.
-fn general_operands(instruction: &Instruction) -> u16 {
-    let registers = (0..instruction.op_count())
-        .filter(|&op| instruction.op_kind(op) == OpKind::Register)
-        .map(|op| instruction.op_register(op));
-    registers.filter(|register| register.is_gpr()).fold(0, |bits, one| bits | 1 << number(one))
-}
-
-fn can_be_redone(instruction: &Instruction) -> bool {
+fn can_be_redone(planned: &Planned) -> bool {
     use Mnemonic::*;
-    let named = |op| instruction.op_register(op);
-    let twice = instruction.op1_kind() == OpKind::Register
-        && number(named(0)) == number(named(1))
-        && matches!(instruction.mnemonic(), Add | Sub);
-    let high = |register| matches!(register, Register::AH | Register::BH | Register::CH);
-    matches!(instruction.mnemonic(), Cmp | Test | And | Or | Xor | Add | Sub)
-        && instruction.op0_kind() == OpKind::Register
-        && instruction.op1_kind() != OpKind::Memory
-        && !twice
-        && !(0..2).any(|op| high(named(op)) || named(op) == Register::DH)
+    let (mnemonic, operands) = (planned.instruction.mnemonic(), &planned.operands);
+    let twice = matches!(operands.named(), [a, b] if a.guest == b.guest);
+    let undone = matches!(mnemonic, Add | Sub) && !twice;
+    (undone || matches!(mnemonic, Cmp | Test | And | Or | Xor))
+        && !operands.memory
+        && !operands.has_high_byte()
 }
 
 /// At most two instructions.
 pub(crate) type Redo = SmallVec<[u8; 2 * INSTRUCTION_SIZE_MAX]>;
 
 /// Code that sets the flags as `made` did, which has been done, and changes nothing else.
-pub(crate) fn redo(encoder: &mut Encoder, made: &Instruction) -> Option<Redo> {
+pub(crate) fn redo(encodings: &mut Encodings, made: &Instruction) -> Option<Redo> {
     use Mnemonic::*;
     let steps: &[Instruction] = match made.mnemonic() {
         Cmp | Test => &[*made],
@@ -181,12 +169,12 @@ pub(crate) fn redo(encoder: &mut Encoder, made: &Instruction) -> Option<Redo> {
         }
         _ => return None,
     };
-    let encoded = steps.iter().all(|step| encoder.encode(step, 0).is_ok());
-    let mut bytes = encoder.take_buffer();
-    let redo = encoded.then(|| Redo::from_slice(&bytes));
-    bytes.clear();
-    encoder.set_buffer(bytes);
-    redo
+    let mut redo = Redo::new();
+    for step in steps {
+        let (bytes, size) = encodings.encode(step)?.bytes();
+        redo.extend_from_slice(&bytes[..size]);
+    }
+    Some(redo)
 }
 
 /// SUB for ADD and ADD for SUB.

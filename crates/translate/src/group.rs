@@ -3,11 +3,11 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use crate::address::number;
 use crate::classify::Class;
 use crate::direct;
 use crate::effects::is_read;
 use crate::flags;
+use crate::operands::number;
 use crate::plan::Planned;
 use crate::shadow::MARGIN;
 
@@ -225,14 +225,14 @@ impl Grouping {
             || matches!(planned.class, Class::Stack | Class::Branch)
                 && instruction.op0_kind() == OpKind::Memory;
         if !accesses
-            || !instruction.op_kinds().any(|kind| kind == OpKind::Memory)
-            || crate::compute::is_bit_string(instruction)
+            || !planned.operands.memory
+            || planned.effects.of_code.bit_string
             || matches!(instruction.memory_segment(), Register::FS | Register::GS)
         {
             return;
         }
         let write = match planned.class {
-            Class::Compute { .. } => match planned.effects.memory {
+            Class::Compute { .. } => match planned.effects.of_code.memory {
                 Some(access) => !is_read(access),
                 None => return,
             },

@@ -14,6 +14,7 @@ use crate::crossing::is_crossing;
 use crate::effects::Effects;
 use crate::group::{self, Group, Member, Near};
 use crate::mirror::{self, Reads};
+use crate::operands::Operands;
 use crate::options::Options;
 use crate::tables::Tables;
 
@@ -108,6 +109,7 @@ pub(crate) struct Planned {
     pub(crate) near: Near,
     /// Who reads the guest registers that are kept in words next, from this one on.
     pub(crate) reads: Reads,
+    pub(crate) operands: Operands,
     /// What it does with its operands.
     pub(crate) effects: Effects,
     /// What it does to flags, and whether anybody needs them as they are before and after it.
@@ -119,8 +121,14 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
-    fn new(instruction: Instruction, class: Class, offset: u16, tables: &mut Tables) -> Planned {
-        let effects = Effects::of(&instruction, &mut tables.factory);
+    fn new(
+        instruction: Instruction,
+        operands: Operands,
+        class: Class,
+        offset: u16,
+        tables: &mut Tables,
+    ) -> Planned {
+        let effects = tables.effects(&instruction, &operands);
         let flags = tables.flag_use(&instruction);
         let (inside, again, operand, stack) = (false, false, None, None);
         let (flags_before, flags_after, redone) = (true, true, false);
@@ -134,6 +142,7 @@ impl Planned {
             stack,
             near: Near::default(),
             reads: Reads::default(),
+            operands,
             effects,
             flags,
             flags_before,
@@ -271,9 +280,10 @@ fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage, tables: &mu
     bytes.extend(next.bytes);
     let start = source.start;
     let instruction = Decoder::with_ip(64, &bytes, u64::from(start), DecoderOptions::NONE).decode();
-    let class = tables.class(&instruction, mode);
+    let operands = Operands::of(&instruction);
+    let class = tables.class(&instruction, operands.memory, mode);
     let stop = start + instruction.len().max(1) as u16;
-    let one = Planned::new(instruction, class, start, tables);
+    let one = Planned::new(instruction, operands, class, start, tables);
     let (insns, end) = match class {
         Class::Step if ends_block(&instruction) => (Vec::new(), End::step(&instruction)),
         Class::Branch => (vec![one], End::Branch),
@@ -338,7 +348,8 @@ impl Discovery<'_> {
                 self.extents.push(extent(if end == 4096 { 4096 } else { offset }));
                 return Ok(End::Limit);
             }
-            let class = match self.tables.class(&instruction, mode) {
+            let operands = Operands::of(&instruction);
+            let class = match self.tables.class(&instruction, operands.memory, mode) {
                 Class::Step if source.crosses && is_crossing(&instruction, mode) => Class::Branch,
                 class => class,
             };
@@ -346,7 +357,8 @@ impl Discovery<'_> {
                 self.extents.push(extent(decoder.ip()));
                 return Ok(End::step(&instruction));
             }
-            let mut planned = Planned::new(instruction, class, offset as u16, self.tables);
+            let mut planned =
+                Planned::new(instruction, operands, class, offset as u16, self.tables);
             if class != Class::Branch {
                 self.insns.push(planned);
                 continue;

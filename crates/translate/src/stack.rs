@@ -3,11 +3,11 @@
 use cpu::Access;
 use iced_x86::{Mnemonic, OpKind};
 
-use crate::address::number;
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
 use crate::mirror::Taken;
+use crate::operands::number;
 use crate::plan::Planned;
 
 impl Emitter<'_> {

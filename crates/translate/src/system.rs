@@ -7,10 +7,10 @@ use cpu::tlb::{SIDE_SUPERVISOR, SIDE_SUPERVISOR_ANY};
 use cpu::{Msrs, Registers, Seg, Segment, Vcpu, flag};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use crate::address::number;
 use crate::assembler::{Op, condition};
 use crate::block::{Emitted, Emitter, Unsupported};
 use crate::layout::{self, GUEST_RSP, host};
+use crate::operands::number;
 use crate::site::Why;
 
 pub(crate) const OTHER_FLAGS: i32 = offset_of!(Registers, rflags_other) as i32;

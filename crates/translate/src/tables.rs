@@ -1,9 +1,11 @@
 //! What the decoder's tables say of an instruction, asked once for each code and noted: an answer
 //! is put together from many of them, which are in no cache when the next block is translated.
 
-use iced_x86::{Code, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{Code, Instruction, InstructionInfoFactory};
 
 use crate::classify::{Class, FlagUse, Mode, Unit, classify, counts, flag_use};
+use crate::effects::{Effects, Pattern, is_special};
+use crate::operands::Operands;
 
 /// Classes by the number that is noted, from 1.
 const CLASSES: [Class; 10] = [
@@ -23,25 +25,32 @@ const WAYS: usize = 1 << 6;
 
 /// See the module.
 pub(crate) struct Tables {
-    pub(crate) factory: InstructionInfoFactory,
+    factory: InstructionInfoFactory,
     codes: usize,
     /// A class by way and code; 0 if it was not asked for.
     classes: Vec<u8>,
     /// [`FlagUse`] by code, three bits of it and one more; 0 if it was not asked for.
     flags: Vec<u8>,
+    /// Effects by code, without a memory operand and with one.
+    patterns: Vec<Option<Pattern>>,
 }
 
 impl Tables {
     pub(crate) fn new() -> Tables {
         let codes = Code::values().len();
         let (classes, flags) = (vec![0; codes * WAYS], vec![0; codes]);
-        Tables { factory: InstructionInfoFactory::new(), codes, classes, flags }
+        let patterns = vec![None; codes * 2];
+        Tables { factory: InstructionInfoFactory::new(), codes, classes, flags, patterns }
     }
 
-    /// As [`classify`].
-    pub(crate) fn class(&mut self, instruction: &Instruction, mode: Mode) -> Class {
-        let bits = [mode.sse, mode.avx, mode.kernel, mode.x87, mode.v3, has_memory(instruction)];
-        let way = bits.into_iter().fold(0, |way, bit| way << 1 | usize::from(bit));
+    /// As [`classify`]; whether it has a memory operand is known.
+    pub(crate) fn class(&mut self, instruction: &Instruction, memory: bool, mode: Mode) -> Class {
+        let way = usize::from(mode.sse)
+            | usize::from(mode.avx) << 1
+            | usize::from(mode.kernel) << 2
+            | usize::from(mode.x87) << 3
+            | usize::from(mode.v3) << 4
+            | usize::from(memory) << 5;
         let noted = &mut self.classes[way * self.codes + instruction.code() as usize];
         if let Some(class) = CLASSES.get(usize::from(*noted).wrapping_sub(1)) {
             return *class;
@@ -71,8 +80,17 @@ impl Tables {
     }
 }
 
-fn has_memory(instruction: &Instruction) -> bool {
-    instruction.op_kinds().any(|kind| kind == OpKind::Memory)
+impl Tables {
+    /// As [`Effects::of`].
+    pub(crate) fn effects(&mut self, instruction: &Instruction, operands: &Operands) -> Effects {
+        if is_special(instruction) {
+            return Effects::of(instruction, &mut self.factory);
+        }
+        let at = instruction.code() as usize * 2 + usize::from(operands.memory);
+        self.patterns[at]
+            .get_or_insert_with(|| Pattern::of(instruction, operands, &mut self.factory))
+            .effects(instruction, operands)
+    }
 }
 
 #[cfg(test)]
@@ -102,9 +120,13 @@ mod tests {
             let instruction = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
             let [sse, avx, kernel, x87, v3] = [0, 1, 2, 3, 4].map(|bit| random() >> bit & 1 != 0);
             let mode = Mode { sse, avx, kernel, x87, v3, ..Mode::default() };
-            let class = tables.class(&instruction, mode);
+            let operands = Operands::of(&instruction);
+            let class = tables.class(&instruction, operands.memory, mode);
             assert_eq!(class, classify(&instruction, mode), "{bytes:02x?} {mode:?}");
             let (noted, right) = (tables.flag_use(&instruction), flag_use(&instruction));
+            assert_eq!(noted, right, "{bytes:02x?}");
+            let noted = tables.effects(&instruction, &operands);
+            let right = Effects::of(&instruction, &mut tables.factory);
             assert_eq!(noted, right, "{bytes:02x?}");
             codes[instruction.code() as usize] = true;
         }

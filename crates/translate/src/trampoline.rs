@@ -307,5 +307,5 @@ pub(crate) fn generate(x87_area: &x87::Area) -> (Vec<u8>, Trampolines) {
     branch(&mut code, at.lookup as usize);
     at.arrive = code.here() as u32;
     arrive(&mut code, at.lookup as usize);
-    (code.bytes, at)
+    (code.bytes().to_vec(), at)
 }
