@@ -19,7 +19,7 @@ use crate::group::{Group, Member};
 use crate::layout::{self, Budget, Flags, host};
 use crate::mirror::{Mirrors, Needs, are_many};
 use crate::options::Options;
-use crate::plan::{self, End, Plan, Planned, Source, Variant};
+use crate::plan::{self, End, Extents, Plan, Planned, Source, Variant};
 use crate::site::{FaultSite, Faults, Site, SiteId, Why};
 use crate::stub::Stub;
 use crate::tables::Tables;
@@ -103,7 +103,7 @@ pub(crate) struct Block {
     /// Guest instructions in it.
     pub(crate) insns: usize,
     /// Guest bytes it depends on, as [`Plan::extents`].
-    pub(crate) extents: Vec<(u16, u16)>,
+    pub(crate) extents: Extents,
 }
 
 /// Where a block is to be put.
@@ -288,10 +288,11 @@ impl<'a> Emitter<'a> {
     /// Host address of a group's first byte to RDI; keeps flags.
     pub(crate) fn member(&mut self, member: Member) -> i32 {
         self.free(host::RDI);
-        if self.was_held != Some(member.group) {
-            self.code.op_word(Op::Load, host::RDI, layout::group(member.group));
+        let group = usize::from(member.group);
+        if self.was_held != Some(group) {
+            self.code.op_word(Op::Load, host::RDI, layout::group(group));
         }
-        self.held = Some(member.group);
+        self.held = Some(group);
         member.at
     }
 

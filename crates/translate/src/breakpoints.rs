@@ -56,8 +56,8 @@ impl Breakpoints {
     }
 
     /// Offsets of those in a RAM page.
-    pub(crate) fn in_ram_page(&self, page: usize) -> BTreeSet<u16> {
-        self.places.get(&page).cloned().unwrap_or_default()
+    pub(crate) fn in_ram_page(&self, page: usize) -> Vec<u16> {
+        self.places.get(&page).map_or_else(Vec::new, |offsets| offsets.iter().copied().collect())
     }
 
     /// The code at linear address `rip` is at `at`; the RAM page, if there are breakpoints in it

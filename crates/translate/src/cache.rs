@@ -24,6 +24,7 @@ use crate::code_memory::CodeMemory;
 use crate::crossing::Gates;
 use crate::encode::Encodings;
 use crate::fetch::{fetch_place, mark_code, page_reader};
+use crate::key::BlockKey;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
 use crate::linear::Linear;
 use crate::options::Options;
@@ -44,9 +45,6 @@ const FREE: BranchSlot = BranchSlot { key: 0, target: 0 };
 
 /// Times a page's last instruction is translated again because another page follows.
 const NEXT_PAGES_MAX: u32 = 64;
-
-/// What a translation is found by within its page.
-pub(crate) type BlockKey = (u16, Mode, Variant);
 
 /// A translation.
 #[derive(Clone, Copy)]
@@ -110,7 +108,7 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     fn key(self) -> BlockKey {
-        ((self.at.0 & PAGE_MASK) as u16, self.mode, self.variant)
+        BlockKey::new((self.at.0 & PAGE_MASK) as u16, self.mode, self.variant)
     }
 }
 
@@ -355,16 +353,16 @@ impl Cache {
 
     /// The table of indirect branches no longer leads to the translation.
     fn forget_branches_to(&mut self, page: usize, key: BlockKey, entry: u32) {
-        let (offset, mode, _) = key;
+        let (offset, mode) = (key.offset(), key.mode_index());
         let at = self.ram_base + ((page as u64) << PAGE_SHIFT) + u64::from(offset);
         let target = self.code.base() + u64::from(entry);
-        if let Some(table) = &mut self.tables[mode.index()] {
+        if let Some(table) = &mut self.tables[mode] {
             let slot = &mut table[branch_slot(at)];
             if slot.key == at && slot.target == target {
                 *slot = FREE;
             }
         }
-        if mode.direct {
+        if Mode::is_direct(mode) {
             self.linear.forget_target(offset, target);
         }
     }
@@ -439,7 +437,7 @@ impl Cache {
         statistics: &mut Statistics,
     ) -> Option<u32> {
         let Wanted { at, mode, .. } = wanted;
-        let on_two = plan::is_on_two_pages(&page_reader(cpu.ram, at), wanted.key().0);
+        let on_two = plan::is_on_two_pages(&page_reader(cpu.ram, at), wanted.key().offset());
         let next_at = match on_two {
             true => Some(self.next_page(cpu, wanted)?),
             false => None,
@@ -463,18 +461,14 @@ impl Cache {
             let page = self.pages.entry(next.page()).or_insert_with(|| Page::new(generation));
             page.reaching.insert(at.page());
         }
-        let generation = cpu.ram.code_generation(at.page());
-        let page = self.pages.entry(at.page()).or_insert_with(|| Page::new(generation));
-        assert!(page.generation == generation, "stale translations were dropped before");
         statistics.blocks += 1;
         statistics.translated += block.insns as u64;
         statistics.code_bytes += block.code.bytes().len() as u64;
         let translation = self.keep(block, at.page(), wanted.key());
-        self.pages
-            .get_mut(&at.page())
-            .expect("just above")
-            .blocks
-            .insert(wanted.key(), translation);
+        let generation = cpu.ram.code_generation(at.page());
+        let page = self.pages.entry(at.page()).or_insert_with(|| Page::new(generation));
+        assert!(page.generation == generation, "stale translations were dropped before");
+        page.blocks.insert(wanted.key(), translation);
         self.list(wanted.gva, translation);
         Some(translation.entry)
     }
@@ -492,7 +486,7 @@ impl Cache {
         next_at: Option<RamOffset>,
         statistics: &mut Statistics,
     ) -> Block {
-        let (at, start) = (wanted.at, wanted.key().0);
+        let (at, start) = (wanted.at, wanted.key().offset());
         let stress = self.workshop.options.shadow.is_stress();
         let source = Source {
             read: &page_reader(cpu.ram, at),

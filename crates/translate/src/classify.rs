@@ -44,6 +44,11 @@ impl Mode {
             | usize::from(self.direct) << 8
     }
 
+    /// Whether accesses of code of that mode go by the host's page tables.
+    pub(crate) fn is_direct(index: usize) -> bool {
+        index >> 8 & 1 != 0
+    }
+
     /// One more than the largest number.
     pub(crate) const COUNT: usize = 512;
 

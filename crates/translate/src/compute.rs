@@ -10,7 +10,7 @@ use crate::block::{Emitted, Emitter, Unsupported};
 use crate::classify::Unit;
 use crate::direct::{self, Uses};
 use crate::effects::is_read;
-use crate::encode::{Encoded, set_displacement};
+use crate::encode::{Encoded, Memory, set_displacement};
 use crate::flags;
 use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
 use crate::mirror::Taken;
@@ -195,6 +195,9 @@ impl Emitter<'_> {
                 self.end_mirrors();
             }
         }
+        if uses.is_plain() && !planned.redone {
+            return self.compute_in_place(planned, unit, access, operand);
+        }
         let mut placing = self.place_registers(planned, uses, memory, operand)?;
         if let (Some(access), false) = (access, direct) {
             let displacement = self.operand(planned, access)?;
@@ -202,28 +205,16 @@ impl Emitter<'_> {
         } else if placing.moved.iter().all(|moved| moved.to != host::RDI) {
             self.kept_rdi();
         }
-        let flags = planned.flags;
-        if self.flags == Flags::Saved && !planned.flags_before {
-            self.made_flags(None); // whatever RFLAGS holds
-        }
-        let reads = flags.reads || (flags.needs && planned.flags_after);
-        if reads || (placing.natural_rax && self.flags == Flags::Saved) {
-            self.restore_flags();
-        }
+        self.ready_flags(planned, placing.natural_rax);
         for moved in placing.moved.iter().filter(|moved| moved.load) {
             self.load_moved(*moved);
         }
-        let faults = unit != Unit::Integer || planned.effects.of_code.may_fault;
         if placing.natural_rax {
             self.code.copy(host::RAX, GUEST_RAX);
         }
         let start = self.place();
         self.encode(&placing.instruction)?;
-        match access {
-            Some(access) if direct => self.note_fault(start, Faults::Access(access)),
-            _ if faults => self.note_fault(start, Faults::Instruction),
-            _ => {}
-        }
+        self.note_faults(planned, unit, access.filter(|_| direct), start);
         if placing.natural_rax {
             self.code.copy(GUEST_RAX, host::RAX);
         }
@@ -233,13 +224,78 @@ impl Emitter<'_> {
                 Home::Host(to) => self.code.copy(to, moved.to),
             }
         }
-        if flags.changes {
+        if planned.flags.changes {
             let redo = planned.redone && placing.moved.is_empty() && !placing.natural_rax;
             let redo =
                 redo.then(|| flags::redo(&mut self.workshop.encodings, &placing.instruction));
             self.made_flags(redo.flatten());
         }
         Ok(())
+    }
+
+    /// As [`Emitter::compute`], where all general registers that the instruction names are at home
+    /// in the host's; its memory operand is `operand`, or looked up.
+    fn compute_in_place(
+        &mut self,
+        planned: &Planned,
+        unit: Unit,
+        access: Option<Access>,
+        operand: Option<direct::Operand>,
+    ) -> Emitted {
+        let memory = match (operand, access) {
+            (None, Some(access)) => {
+                let displacement = self.operand(planned, access)?;
+                Some(direct::Operand { base: host::RDI, index: None, displacement })
+            }
+            _ => {
+                self.kept_rdi();
+                operand
+            }
+        };
+        self.ready_flags(planned, false);
+        let start = self.place();
+        let at = memory.map(|it| Memory::at(it.base, it.index, it.displacement));
+        let home = |guest: u8| match HOME[usize::from(guest)] {
+            Home::Host(register) => Some(register),
+            Home::Word(_) => None,
+        };
+        let (guest, operands) = (&planned.instruction, &planned.operands);
+        match self.workshop.encodings.encode_renamed(guest, operands, home, at) {
+            Some(encoded) => self.put_encoded(encoded),
+            None => {
+                let placing =
+                    self.place_registers(planned, Uses::default(), memory.is_some(), memory)?;
+                self.encode(&placing.instruction)?;
+            }
+        }
+        self.note_faults(planned, unit, access.filter(|_| operand.is_some()), start);
+        if planned.flags.changes {
+            self.made_flags(None);
+        }
+        Ok(())
+    }
+
+    /// Has flags in RFLAGS where the instruction asks for them, and AX free where it is `taken`.
+    fn ready_flags(&mut self, planned: &Planned, taken: bool) {
+        let flags = planned.flags;
+        if self.flags == Flags::Saved && !planned.flags_before {
+            self.made_flags(None); // whatever RFLAGS holds
+        }
+        let reads = flags.reads || (flags.needs && planned.flags_after);
+        if reads || (taken && self.flags == Flags::Saved) {
+            self.restore_flags();
+        }
+    }
+
+    /// The instruction at `start` may fault: for its access by the host's page tables, or else.
+    fn note_faults(&mut self, planned: &Planned, unit: Unit, direct: Option<Access>, start: u32) {
+        match direct {
+            Some(access) => self.note_fault(start, Faults::Access(access)),
+            None if unit != Unit::Integer || planned.effects.of_code.may_fault => {
+                self.note_fault(start, Faults::Instruction)
+            }
+            None => {}
+        }
     }
 
     /// A bit test of memory whose offset may reach beyond the operand (SDM vol. 2, "BT"): the word
@@ -307,11 +363,14 @@ impl Emitter<'_> {
     }
 
     fn encode(&mut self, instruction: &Instruction) -> Emitted {
-        let Encoded { head, tail } =
-            self.workshop.encodings.encode(instruction).ok_or(Unsupported)?;
+        let encoded = self.workshop.encodings.encode(instruction).ok_or(Unsupported)?;
+        self.put_encoded(encoded);
+        Ok(())
+    }
+
+    fn put_encoded(&mut self, Encoded { head, tail }: Encoded) {
         self.code.put_word(head.bytes, head.size.into());
         self.code.put_word(tail.bytes, tail.size.into());
-        Ok(())
     }
 
     /// Makes one register operand that is kept in a word a memory operand, where the instruction

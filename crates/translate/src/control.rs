@@ -208,7 +208,7 @@ impl Emitter<'_> {
     fn push_return(&mut self, planned: &Planned) {
         self.linear(host::RSI, i32::from(self.next));
         let (place, at) = match planned.stack {
-            Some(member) => (layout::group(member.group), member.at),
+            Some(member) => (layout::group(member.group.into()), member.at),
             None => (layout::TEMPORARY, 0),
         };
         self.code.op_word(Op::Load, host::RDI, place);

@@ -59,6 +59,13 @@ pub(crate) struct Uses {
     pub(crate) words: usize,
 }
 
+impl Uses {
+    /// Whether all registers that it names are where they are at home, and none is moved for it.
+    pub(crate) fn is_plain(self) -> bool {
+        !self.low && !self.natural_rax && self.words == 0
+    }
+}
+
 /// The base and the index of the operand by guest number, where the host can have the like.
 fn plain(instruction: &Instruction) -> Option<(u8, Option<u8>, i32)> {
     if matches!(instruction.memory_segment(), Register::FS | Register::GS) {

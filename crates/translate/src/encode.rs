@@ -4,6 +4,8 @@
 use iced_x86::{Code, Encoder, Instruction, OpKind, Register};
 use smallvec::SmallVec;
 
+use crate::operands::Operands;
+
 /// Up to eight bytes; those behind them are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Few {
@@ -159,6 +161,32 @@ impl Encodings {
         self.plainly(instruction).map(|bytes| Encoded::of(&bytes))
     }
 
+    /// The instruction with each general register operand in the host register that `home` says for
+    /// a guest register, its memory operand at `memory`, and no prefixes of its own; `None` where
+    /// that takes more than other operands.
+    pub(crate) fn encode_renamed(
+        &mut self,
+        instruction: &Instruction,
+        operands: &Operands,
+        home: impl Fn(u8) -> Option<u8>,
+        memory: Option<Memory>,
+    ) -> Option<Encoded> {
+        let at = instruction.code() as usize * 2 + usize::from(operands.memory);
+        let Noted::Form(form) = &self.forms[at] else { return None };
+        if form.own.is_some_and(|(_, own)| own != Register::CL || home(1) != Some(1)) {
+            return None;
+        }
+        let register = |op: u8| match operands.named().iter().find(|named| named.operand == op) {
+            Some(named) => {
+                let number = home(named.guest)?;
+                let low = named.size == 1 && (4..8).contains(&number);
+                Some((number, if low { NEEDS_REX } else { 0 }))
+            }
+            None => encoded(instruction.op_register(u32::from(op))),
+        };
+        form.encode_with(instruction, register, memory)
+    }
+
     /// By the encoder.
     fn plainly(&mut self, instruction: &Instruction) -> Option<SmallVec<[u8; 16]>> {
         let result = self.encoder.encode(instruction, 0);
@@ -278,17 +306,26 @@ impl Form {
         None
     }
 
+    /// The instruction as it is.
     fn encode(&self, instruction: &Instruction) -> Option<Encoded> {
-        let operand = |op: Option<u8>| match op {
-            Some(op) => encoded(instruction.op_register(u32::from(op))),
-            None => Some((0, 0)),
-        };
         if self.own.is_some_and(|(op, own)| instruction.op_register(u32::from(op)) != own) {
             return None;
         }
+        let register = |op: u8| encoded(instruction.op_register(u32::from(op)));
+        let memory = if self.memory { Some(Memory::of(instruction)?) } else { None };
+        self.encode_with(instruction, register, memory)
+    }
+
+    /// The instruction with these registers as its operands, and this for memory.
+    fn encode_with(
+        &self,
+        instruction: &Instruction,
+        register: impl Fn(u8) -> Option<(u8, u8)>,
+        memory: Option<Memory>,
+    ) -> Option<Encoded> {
+        let operand = |op: Option<u8>| op.map_or(Some((0, 0)), &register);
         let (reg, reg_asks) = operand(self.reg)?;
         let (plus, plus_asks) = operand(self.plus)?;
-        let memory = if self.memory { Some(Memory::of(instruction)?) } else { None };
         let (rm, rm_asks) = if self.memory { (0, 0) } else { operand(self.rm)? };
         let (base, index) = memory.map_or((rm | plus, 0), |it| (it.base, it.index));
         let extended = |number: u8, bit: u8| if number & 8 != 0 { bit } else { 0 };
@@ -321,17 +358,23 @@ impl Form {
     }
 }
 
-/// A memory operand.
+/// A memory operand, its registers by number.
 #[derive(Clone, Copy)]
-struct Memory {
+pub(crate) struct Memory {
     base: u8,
     /// [`NO_INDEX`] if there is none.
     index: u8,
+    /// Bits that it is shifted by.
     scale: u8,
     displacement: i32,
 }
 
 impl Memory {
+    pub(crate) fn at(base: u8, index: Option<(u8, u8)>, displacement: i32) -> Memory {
+        let (index, scale) = index.map_or((NO_INDEX, 1), |index| index);
+        Memory { base, index, scale: scale.trailing_zeros() as u8, displacement }
+    }
+
     /// That of an instruction, with a base of 64 bits.
     fn of(instruction: &Instruction) -> Option<Memory> {
         let number = |register: Register| {
@@ -410,6 +453,40 @@ mod tests {
 
     use super::*;
 
+    /// With its registers eight further, the instruction is what the encoder makes of that, or it
+    /// is not encoded.
+    fn check_renamed(encodings: &mut Encodings, instruction: &Instruction, displacement: u64) {
+        let operands = Operands::of(instruction);
+        // RCX stays, for shifts by CL.
+        let home = |guest: u8| if guest == 1 { 1 } else { guest ^ 8 };
+        let mut other = *instruction;
+        for named in operands.named() {
+            let like = instruction.op_register(named.operand.into());
+            let to = u32::from(home(named.guest));
+            let register = match named.size {
+                1 if to < 4 => Register::AL + to,
+                1 => Register::SPL + (to - 4),
+                _ => first_like(like) + to,
+            };
+            other.set_op_register(named.operand.into(), register);
+        }
+        let displacement = displacement as i32 >> (displacement >> 59);
+        if operands.memory {
+            other.set_memory_base(Register::R9);
+            other.set_memory_index(Register::RDI);
+            other.set_memory_index_scale(4);
+            set_displacement(&mut other, displacement);
+        }
+        let memory = operands.memory.then(|| Memory::at(9, Some((7, 4)), displacement));
+        let made =
+            encodings.encode_renamed(instruction, &operands, |guest| Some(home(guest)), memory);
+        let is_valid = encodings.plainly(instruction).is_some();
+        let Some(made) = made.filter(|_| is_valid && !has_prefix(instruction)) else { return };
+        let (bytes, size) = made.bytes();
+        let right = encodings.plainly(&other);
+        assert_eq!(Some(&bytes[..size]), right.as_deref(), "{:?}", instruction.code());
+    }
+
     /// Random instructions with a base register and other registers than they had, each once by the
     /// encoder.
     #[test]
@@ -459,6 +536,7 @@ mod tests {
             let made = encodings.encode(&instruction).map(|encoded| encoded.bytes());
             let made = made.as_ref().map(|(bytes, size)| &bytes[..*size]);
             assert_eq!(made, right.as_deref(), "{:?} {bytes:02x?}", instruction.code());
+            check_renamed(&mut encodings, &instruction, random());
             let at = instruction.code() as usize * 2;
             let formed = |noted: &Noted| matches!(noted, Noted::Form(_));
             codes[at / 2] |= encodings.forms[at..at + 2].iter().any(formed);

@@ -2,6 +2,7 @@
 //! other, by value numbers of the registers in their addresses.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use smallvec::{SmallVec, smallvec};
 
 use crate::classify::Class;
 use crate::direct;
@@ -24,7 +25,7 @@ const RBP: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     /// Index of the group.
-    pub(crate) group: usize,
+    pub(crate) group: u8,
     /// Bytes from the group's first.
     pub(crate) at: i32,
 }
@@ -72,7 +73,7 @@ const _: () = assert!(NEAR_MAX + BESIDE_MAX + 64 < MARGIN as i64);
 /// anything else it is checked again.
 pub(crate) fn find_near(insns: &mut [Planned]) {
     let stack = Key { base: RSP as u16, index: None };
-    let mut grouping = Grouping { checked: Some(vec![(stack, 0)]), ..Grouping::default() };
+    let mut grouping = Grouping { checked: Some(smallvec![(stack, 0)]), ..Grouping::default() };
     for (index, planned) in insns.iter_mut().enumerate() {
         grouping.operand(index, planned);
         grouping.stack(index, planned);
@@ -148,14 +149,14 @@ struct Grouping {
     values: [Value; 16],
     next: u16,
     found: Vec<Found>,
-    uses: Vec<Use>,
+    uses: SmallVec<[Use; 4]>,
     branched: bool,
     /// Groups before this one take no more members.
     closed: usize,
     /// There are closed groups, or could have been.
     passed: bool,
     /// Instead of groups: which values, and what distances from them, were checked.
-    checked: Option<Vec<(Key, i64)>>,
+    checked: Option<SmallVec<[(Key, i64); 8]>>,
 }
 
 /// Stands for the group of an access that is near one that was checked.
@@ -167,7 +168,7 @@ impl Default for Grouping {
             values: std::array::from_fn(|id| Value { id: id as u16, offset: 0 }),
             next: PAGE + 1,
             found: Vec::new(),
-            uses: Vec::new(),
+            uses: SmallVec::new(),
             branched: false,
             closed: 0,
             passed: false,
@@ -211,7 +212,7 @@ impl Grouping {
         for access in &self.uses {
             let Some(group) = places[access.found] else { continue };
             let at = (access.low - self.found[access.found].low) as i32;
-            let member = Some(Member { group, at });
+            let member = Some(Member { group: group as u8, at });
             let planned = &mut insns[access.index];
             *(if access.stack { &mut planned.stack } else { &mut planned.operand }) = member;
         }

@@ -32,6 +32,7 @@ mod fills;
 mod flags;
 mod group;
 mod helper;
+mod key;
 mod layout;
 mod leaving;
 mod linear;

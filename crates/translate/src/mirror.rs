@@ -76,10 +76,11 @@ pub(crate) fn are_many(insns: &[Planned]) -> bool {
     reads.sum::<usize>() >= MANY
 }
 
-/// A word whose value a scratch register holds.
+/// A word whose value a scratch register holds. There are many copies of these.
 #[derive(Clone, Copy, Debug)]
 struct Mirror {
-    word: i32,
+    /// Its number.
+    number: u8,
     /// The word itself is not right yet.
     dirty: bool,
 }
@@ -112,6 +113,12 @@ fn index(scratch: u8) -> usize {
     }
 }
 
+impl Mirror {
+    fn word(self) -> i32 {
+        layout::word(self.number.into())
+    }
+}
+
 impl Mirrors {
     fn of(&mut self, scratch: u8) -> &mut Option<Mirror> {
         &mut self.held[index(scratch)]
@@ -119,13 +126,13 @@ impl Mirrors {
 
     /// The scratch register that holds a word's value.
     pub(crate) fn find(&self, word: i32) -> Option<u8> {
-        let holds = |scratch: &u8| self.held[index(*scratch)].is_some_and(|it| it.word == word);
+        let holds = |scratch: &u8| self.held[index(*scratch)].is_some_and(|it| it.word() == word);
         SCRATCH.into_iter().find(holds)
     }
 
     /// Those whose words are not right.
     pub(crate) fn held(&self) -> Held {
-        let number = |mirror: Mirror| if mirror.dirty { (mirror.word / 8) as u8 } else { 0 };
+        let number = |mirror: Mirror| if mirror.dirty { mirror.number } else { 0 };
         Held(self.held.map(|mirror| mirror.map_or(0, number)))
     }
 
@@ -142,7 +149,7 @@ impl Emitter<'_> {
             if let Some(mirror) = self.mirrors.of(scratch)
                 && std::mem::take(&mut mirror.dirty)
             {
-                let word = mirror.word;
+                let word = mirror.word();
                 self.code.op_word(Op::Store, scratch, word);
             }
         }
@@ -162,8 +169,8 @@ impl Emitter<'_> {
 
     /// Makes a scratch register free for something else than a group's address. Keeps flags.
     pub(crate) fn free(&mut self, scratch: u8) {
-        if let Some(Mirror { word, dirty: true }) = self.mirrors.of(scratch).take() {
-            self.code.op_word(Op::Store, scratch, word);
+        if let Some(mirror @ Mirror { dirty: true, .. }) = self.mirrors.of(scratch).take() {
+            self.code.op_word(Op::Store, scratch, mirror.word());
         }
         if scratch == host::RSI {
             self.spill_budget();
@@ -192,7 +199,7 @@ impl Emitter<'_> {
         let counts = scratch == host::RSI && self.budget == Budget::Rsi;
         match self.mirrors.held[index(scratch)] {
             Some(mirror) => {
-                self.needs.known.map_or(AT_END, |reads| reads[layout::spilled(mirror.word)])
+                self.needs.known.map_or(AT_END, |reads| reads[layout::spilled(mirror.word())])
             }
             None if counts => self.needs.budget,
             None if scratch == host::RDI && self.holds_group() => 0,
@@ -279,9 +286,9 @@ impl Emitter<'_> {
     fn note_mirror(&mut self, scratch: u8, guest: u8, dirty: bool) {
         if let Home::Word(word) = HOME[usize::from(guest)] {
             for held in &mut self.mirrors.held {
-                *held = held.filter(|mirror| mirror.word != word);
+                *held = held.filter(|mirror| mirror.word() != word);
             }
-            *self.mirrors.of(scratch) = Some(Mirror { word, dirty });
+            *self.mirrors.of(scratch) = Some(Mirror { number: (word / 8) as u8, dirty });
         }
     }
 }

@@ -5,9 +5,8 @@
 //! access is looked up by itself; a fast block goes over to it where a lookup for a group fails
 //! or the budget does not last for all its branches.
 
-use std::collections::BTreeSet;
-
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use smallvec::SmallVec;
 
 use crate::classify::{Class, FlagUse, Mode};
 use crate::crossing::is_crossing;
@@ -73,7 +72,7 @@ pub(crate) struct Source<'a> {
     /// SYSCALL and SYSRET are translated.
     pub(crate) crosses: bool,
     /// Offsets of instructions in the page that are not to be translated.
-    pub(crate) breakpoints: BTreeSet<u16>,
+    pub(crate) breakpoints: Vec<u16>,
     /// Who wants it comes with flags in RFLAGS.
     pub(crate) from_flags: bool,
 }
@@ -152,6 +151,9 @@ impl Planned {
     }
 }
 
+/// Offsets of some first bytes, and of what follows some last ones.
+pub(crate) type Extents = SmallVec<[(u16, u16); 4]>;
+
 /// A block to be emitted.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -160,7 +162,7 @@ pub(crate) struct Plan {
     /// Offset in the page of what would be next, if it does not end with a branch.
     pub(crate) stop: u16,
     /// Guest bytes it depends on: offsets in the page of the first, and after the last.
-    pub(crate) extents: Vec<(u16, u16)>,
+    pub(crate) extents: Extents,
     pub(crate) groups: Vec<Group>,
     /// Its accesses go by the host's page tables.
     pub(crate) direct: bool,
@@ -254,7 +256,7 @@ pub(crate) fn discover(
         most,
         tables,
         insns,
-        extents: Vec::new(),
+        extents: Extents::new(),
         branches: 0,
         stop: source.start,
         long: options.traces && variant == Variant::Fast,
@@ -289,7 +291,7 @@ fn discover_on_two(mode: Mode, source: &Source<'_>, next: &NextPage, tables: &mu
         Class::Branch => (vec![one], End::Branch),
         _ => (vec![one], End::Page),
     };
-    let extents = vec![(start, stop)];
+    let extents = Extents::from_slice(&[(start, stop)]);
     let stop = if insns.is_empty() { start } else { stop };
     Plan { insns, end, stop, extents, groups: Vec::new(), direct: false }
 }
@@ -308,7 +310,7 @@ struct Discovery<'a> {
     most: usize,
     tables: &'a mut Tables,
     insns: Vec<Planned>,
-    extents: Vec<(u16, u16)>,
+    extents: Extents,
     branches: usize,
     stop: u16,
     /// May run on past branches.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::cache::BlockKey;
+use crate::key::BlockKey;
 use crate::site::{FaultSite, Site, SiteId};
 
 /// How many regions code memory has.

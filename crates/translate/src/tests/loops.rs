@@ -1,7 +1,5 @@
 //! Loops: several rounds in one block.
 
-use std::collections::BTreeSet;
-
 use super::check;
 use crate::Options;
 use crate::classify::Mode;
@@ -12,7 +10,7 @@ use crate::tables::Tables;
 fn rounds(code: &[u8], variant: Variant) -> (usize, bool) {
     let mut page = [0x90; 4096];
     page[..code.len()].copy_from_slice(code);
-    let breakpoints = BTreeSet::new();
+    let breakpoints = Vec::new();
     let (start, next, marks, crosses) = (0, None, None, false);
     let from_flags = false;
     let read = |offset: u16, into: &mut [u8]| {
