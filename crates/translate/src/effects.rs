@@ -69,8 +69,12 @@ impl Effects {
 
     /// The general registers it writes, or may, by number.
     pub(crate) fn written(&self) -> impl Iterator<Item = usize> + use<> {
-        let written = self.written;
-        (0..16).filter(move |number| written & 1 << number != 0)
+        let mut left = self.written;
+        std::iter::from_fn(move || {
+            let number = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            (number < 16).then_some(number)
+        })
     }
 }
 
@@ -105,9 +109,13 @@ const BASE: u8 = OPERANDS_MAX as u8;
 /// Whether an instruction's effects depend on more than a [`Pattern`] says. What subtracts a
 /// register from itself, or the like, does not read it.
 pub(crate) fn is_special(instruction: &Instruction) -> bool {
-    let registers = [instruction.op0_kind(), instruction.op1_kind()] == [OpKind::Register; 2];
-    let same = registers && instruction.op0_register() == instruction.op1_register();
-    same && instruction.mnemonic() != Mnemonic::Test
+    let register = |operand: u32| match instruction.op_kind(operand) {
+        OpKind::Register => instruction.op_register(operand),
+        _ => Register::None,
+    };
+    let (first, second) = (register(0), register(1));
+    let twice = second != Register::None && (second == first || second == register(2));
+    twice && instruction.mnemonic() != Mnemonic::Test
         || instruction.is_string_instruction()
         || instruction.has_op_mask()
         || instruction.mnemonic() == Mnemonic::Enter
@@ -125,8 +133,10 @@ impl Pattern {
             let operand = u32::from(named.operand);
             probe.set_op_register(operand, stand_in(named.operand, named.size));
         }
-        probe.set_memory_base(stand_in(BASE, 8));
-        if probe.memory_index().is_gpr() {
+        if operands.memory {
+            probe.set_memory_base(stand_in(BASE, 8));
+        }
+        if operands.memory && probe.memory_index().is_gpr() {
             probe.set_memory_index(Register::None);
         }
         let Effects { written, read, of_code } = Effects::of(&probe, factory);
@@ -134,13 +144,14 @@ impl Pattern {
         let named = operands.named().iter().fold(0, |bits, named| bits | 1u8 << named.operand);
         let (operands_written, operands_read) =
             ((written >> 8) as u8 & named, (read >> 8) as u8 & named);
-        let implied = !((u16::from(named) | 1 << BASE) << 8);
+        let base = u16::from(operands.memory) << BASE;
+        let implied = !((u16::from(named) | base) << 8);
         Pattern {
             written: written & implied,
             read: read & implied,
             operands_written,
             operands_read,
-            addresses: read >> 8 & 1 << BASE != 0,
+            addresses: read >> 8 & base != 0,
             of_code,
         }
     }

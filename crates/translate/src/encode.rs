@@ -454,8 +454,8 @@ mod tests {
     use super::*;
 
     /// With its registers eight further, the instruction is what the encoder makes of that, or it
-    /// is not encoded.
-    fn check_renamed(encodings: &mut Encodings, instruction: &Instruction, displacement: u64) {
+    /// is not encoded; whether it is.
+    fn check_renamed(encodings: &mut Encodings, instruction: &Instruction, random: u64) -> bool {
         let operands = Operands::of(instruction);
         // RCX stays, for shifts by CL.
         let home = |guest: u8| if guest == 1 { 1 } else { guest ^ 8 };
@@ -470,7 +470,7 @@ mod tests {
             };
             other.set_op_register(named.operand.into(), register);
         }
-        let displacement = displacement as i32 >> (displacement >> 59);
+        let displacement = random as i32 >> (random >> 59);
         if operands.memory {
             other.set_memory_base(Register::R9);
             other.set_memory_index(Register::RDI);
@@ -481,10 +481,13 @@ mod tests {
         let made =
             encodings.encode_renamed(instruction, &operands, |guest| Some(home(guest)), memory);
         let is_valid = encodings.plainly(instruction).is_some();
-        let Some(made) = made.filter(|_| is_valid && !has_prefix(instruction)) else { return };
+        let Some(made) = made.filter(|_| is_valid && !has_prefix(instruction)) else {
+            return false;
+        };
         let (bytes, size) = made.bytes();
         let right = encodings.plainly(&other);
         assert_eq!(Some(&bytes[..size]), right.as_deref(), "{:?}", instruction.code());
+        true
     }
 
     /// Random instructions with a base register and other registers than they had, each once by the
@@ -502,6 +505,7 @@ mod tests {
             [&[], &[], &[0x0f], &[0x66, 0x0f], &[0xf2, 0x0f], &[0xf3, 0x0f], &[0x48], &[0x66]];
         let mut encodings = Encodings::new();
         let mut codes = vec![false; Code::values().len()];
+        let mut renamed = 0;
         for _ in 0..400_000 {
             let mut bytes = first[random() as usize % first.len()].to_vec();
             bytes.extend(random().to_le_bytes());
@@ -536,12 +540,13 @@ mod tests {
             let made = encodings.encode(&instruction).map(|encoded| encoded.bytes());
             let made = made.as_ref().map(|(bytes, size)| &bytes[..*size]);
             assert_eq!(made, right.as_deref(), "{:?} {bytes:02x?}", instruction.code());
-            check_renamed(&mut encodings, &instruction, random());
+            renamed += usize::from(check_renamed(&mut encodings, &instruction, random()));
             let at = instruction.code() as usize * 2;
             let formed = |noted: &Noted| matches!(noted, Noted::Form(_));
             codes[at / 2] |= encodings.forms[at..at + 2].iter().any(formed);
         }
         let formed = codes.iter().filter(|formed| **formed).count();
         assert!(formed > 400, "{formed} codes");
+        assert!(renamed > 100_000, "{renamed} instructions");
     }
 }

@@ -33,15 +33,26 @@ const AT_END: u8 = 254;
 /// A block with fewer reads of words leaves the budget where it is.
 const MANY: usize = 6;
 
+/// The guest registers that are kept in words, a bit for each.
+const WORDS: u16 = {
+    let (mut bits, mut index) = (0, 0);
+    while index < SPILLED_COUNT {
+        bits |= 1 << SPILLED_GUESTS[index];
+        index += 1;
+    }
+    bits
+};
+
 /// Notes in each instruction who reads words next.
 pub(crate) fn find_needs(insns: &mut [Planned]) {
     let mut next = [NEVER; SPILLED_COUNT];
     for (index, planned) in insns.iter_mut().enumerate().rev() {
         // The fall-back engine reads the words themselves.
-        let read = if planned.class == Class::Step { 0 } else { planned.effects.read };
-        for (next, guest) in next.iter_mut().zip(SPILLED_GUESTS) {
-            if read & 1 << guest != 0 {
-                *next = index as u8;
+        if planned.effects.read & WORDS != 0 && planned.class != Class::Step {
+            for (next, guest) in next.iter_mut().zip(SPILLED_GUESTS) {
+                if planned.effects.read & 1 << guest != 0 {
+                    *next = index as u8;
+                }
             }
         }
         planned.reads = next;
@@ -71,9 +82,8 @@ impl Needs {
 
 /// Whether a block reads words often enough for the budget to make room for them.
 pub(crate) fn are_many(insns: &[Planned]) -> bool {
-    let words = SPILLED_GUESTS.into_iter().fold(0, |bits, guest| bits | 1u16 << guest);
-    let reads = insns.iter().map(|it| (it.effects.read & words).count_ones() as usize);
-    reads.sum::<usize>() >= MANY
+    let reads = insns.iter().map(|it| it.effects.read & WORDS).filter(|reads| *reads != 0);
+    reads.map(|reads| reads.count_ones() as usize).sum::<usize>() >= MANY
 }
 
 /// A word whose value a scratch register holds. There are many copies of these.
@@ -130,8 +140,16 @@ impl Mirrors {
         SCRATCH.into_iter().find(holds)
     }
 
+    /// Whether no register holds one.
+    fn are_unused(&self) -> bool {
+        self.held.iter().all(Option::is_none)
+    }
+
     /// Those whose words are not right.
     pub(crate) fn held(&self) -> Held {
+        if self.are_unused() {
+            return Held::default();
+        }
         let number = |mirror: Mirror| if mirror.dirty { mirror.number } else { 0 };
         Held(self.held.map(|mirror| mirror.map_or(0, number)))
     }
@@ -145,6 +163,9 @@ impl Mirrors {
 impl Emitter<'_> {
     /// Makes all words right; registers go on holding them. Keeps flags.
     pub(crate) fn store_mirrors(&mut self) {
+        if self.mirrors.are_unused() {
+            return;
+        }
         for scratch in SCRATCH {
             if let Some(mirror) = self.mirrors.of(scratch)
                 && std::mem::take(&mut mirror.dirty)

@@ -120,6 +120,7 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
+    #[inline(always)]
     fn new(
         instruction: Instruction,
         operands: Operands,
