@@ -9,6 +9,7 @@
 
 mod bare;
 pub mod debian;
+pub mod debian_boot;
 pub mod disk_boots;
 pub mod dmesg;
 pub mod doppel;

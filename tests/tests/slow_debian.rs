@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use whole::debian::{BOOT, Debian, log_in};
+use whole::debian_boot::boots_works_and_powers_off;
 use whole::dmesg::complaints;
 use whole::doppel::{Doppel, SHORT};
 use whole::scratch::{Scratch, text, tool};
@@ -158,6 +159,12 @@ fn debian_works_on_6_1() {
 #[ignore = "slow: cargo xtask test --slow"]
 fn debian_works_on_backports() {
     works("backports");
+}
+
+#[test]
+#[ignore = "slow: cargo xtask test --slow"]
+fn debian_boots_and_works_by_the_interpreter() {
+    boots_works_and_powers_off("interp", 96);
 }
 
 /// `doppel inspect --json`.
