@@ -348,12 +348,11 @@ impl<'a> Emitter<'a> {
 
     /// Flags to RFLAGS.
     pub(crate) fn restore_flags(&mut self) {
-        match self.flags {
-            Flags::Host => return,
-            Flags::Saved => self.code.restore_flags(),
-            Flags::Redo(redo) => self.code.put_slice(&self.redos[usize::from(redo)]),
+        self.redo_flags();
+        if self.flags == Flags::Saved {
+            self.code.restore_flags();
+            self.flags = Flags::Host;
         }
-        self.flags = Flags::Host;
     }
 
     /// Flags are in RFLAGS now; `redo` makes them once more, for who leaves.
