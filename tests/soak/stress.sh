@@ -4,8 +4,8 @@ ran=0
 while read -r name stressors; do
     for stressor in $(echo $stressors | cut -d' ' -f"1-$MOST"); do
         log=/var/tmp/stress.log
-        stress-ng --$stressor 1 --verify --timeout "${EACH}s" --metrics --vm-bytes 64M --temp-path /var/tmp \
-            --bigheap-growth 1M --malloc-bytes 64M >$log 2>&1
+        stress-ng --$stressor 1 --verify --timeout "${EACH}s" --metrics --temp-path /var/tmp \
+            --vm-bytes 64M --malloc-bytes 256K --malloc-max 256 >$log 2>&1
         status=$?
         if [ $status -ne 0 ] || grep -E 'fail|error|unverified' $log >&2; then
             echo "STRESS $name $stressor failed with $status"

@@ -13,6 +13,9 @@ use crate::doppel::{Ended, Running};
 use crate::harness::guest_cache;
 use crate::scratch::{Scratch, tool};
 
+/// What a kernel prints when it kills a process for want of memory.
+const NO_MEMORY: &str = "Out of memory: Killed process";
+
 /// Branches between two hashes of a run.
 const HASH_EVERY: u64 = 50_000_000;
 
@@ -97,8 +100,17 @@ impl Job<'_> {
             .with_disk_of_jobs(jobs, "doppel.end=poweroff")
             .args(&format!("--seed 1 --warp --hash-every {HASH_EVERY}"))
             .file("--hash-log", &log);
-        let vm = doppel.start();
+        let mut vm = doppel.start();
         watch(&vm);
+        while vm.is_running() && vm.elapsed() < self.time_max {
+            // systemd stops the job with all of its processes then, and the guest is idle for ever.
+            assert!(
+                !vm.console().contains(NO_MEMORY),
+                "{}: the guest ran out of memory",
+                self.name
+            );
+            thread::sleep(Duration::from_secs(1));
+        }
         let ended = vm.end(self.time_max);
         debian.check(&ended);
         let text = fs::read_to_string(log).expect("a log of hashes");

@@ -5,6 +5,7 @@ use cpu::{Cpu, Engine, Exit};
 use crate::classify::Mode;
 use crate::dispatch::Translator;
 use crate::entry::SOFT_RUN;
+use crate::shadow::FILL_WORK;
 
 /// Makes the TLB ready for generated code.
 fn prepare(cpu: &mut Cpu<'_>) {
@@ -19,6 +20,7 @@ impl Engine for Translator {
         self.soft =
             cpu.vcpu.patience.is_some() && until.saturating_sub(cpu.vcpu.branches) > SOFT_RUN;
         let (before, begun) = (Mode::of(cpu.vcpu, &self.shadow), cpu.vcpu.branches);
+        let filled = self.statistics.fills;
         self.ended = None;
         let mut exit = self.run_to(cpu, until);
         if exit == Exit::Attention && self.ended == Some(cpu.vcpu.branches) {
@@ -27,7 +29,8 @@ impl Engine for Translator {
         if let Some(mode) = before
             && Mode::of(cpu.vcpu, &self.shadow) == Some(mode)
         {
-            self.shadow.note_work(cpu, mode, cpu.vcpu.branches - begun);
+            let fills = self.statistics.fills - filled;
+            self.shadow.note_work(cpu, mode, cpu.vcpu.branches - begun + fills * FILL_WORK);
         }
         exit
     }

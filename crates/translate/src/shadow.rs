@@ -30,6 +30,7 @@ use crate::site::Faults;
 use claims::Claims;
 pub(crate) use claims::MARGIN;
 use host::Run;
+pub(crate) use merit::FILL_WORK;
 use merit::Merit;
 
 /// A fault brings in what can be brought in of so many pages, an aligned block of them.
@@ -120,8 +121,8 @@ impl ShadowMap {
         self.owner == Some(Owner { space: tlb.space(), side }) && tlb.following() == self.reign
     }
 
-    /// Code of `mode` did so many branches; it may get the shadow.
-    pub(crate) fn note_work(&mut self, cpu: &mut Cpu<'_>, mode: Mode, branches: u64) {
+    /// Code of `mode` did so much work, in branches; it may get the shadow.
+    pub(crate) fn note_work(&mut self, cpu: &mut Cpu<'_>, mode: Mode, work: u64) {
         let wanted = match self.shadowing {
             Shadowing::Never => false,
             Shadowing::Earned => !mode.kernel,
@@ -137,7 +138,7 @@ impl ShadowMap {
         let followed = cpu.vcpu.tlb.following() == self.reign;
         let owner = self.owner.filter(|owner| followed && owner.side == mode.side);
         let shadowed = owner.map(|owner| owner.space);
-        if self.merit.note_work(space, branches, shadowed) {
+        if self.merit.note_work(space, work, shadowed) {
             self.begin(cpu, Owner { space, side: mode.side });
         }
     }

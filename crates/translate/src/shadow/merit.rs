@@ -5,6 +5,8 @@
 
 use crate::options::Shadowing;
 
+/// A fill of the TLB takes as long as so many branches.
+pub(crate) const FILL_WORK: u64 = 30;
 /// Work after which a space has earned it: not much more than starting a program takes, whose code
 /// is translated once without the shadow and once with it.
 const EARNED: u64 = 300_000;

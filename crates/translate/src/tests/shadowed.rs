@@ -403,6 +403,51 @@ fn words_and_flags_stay_right_in_loops() {
 
 /// Code that writes itself all the time spends more on its shadow than it may, loses it, earns it
 /// once more, and spends it again; nothing of the one time leads into the other.
+/// As [`shadowed_guest`], at CPL 3; ALIAS is the user's as well.
+fn user_guest(code: &[u8]) -> Guest {
+    let Guest { mut vcpu, mut ram } = shadowed_guest(code);
+    for at in [0x3000, 0x3008, 0x3000 + (ALIAS >> 21) * 8] {
+        let mut entry = [0; 8];
+        ram.read(Gpa(at), &mut entry).unwrap();
+        entry[0] |= 4;
+        ram.write(Gpa(at), &entry).unwrap();
+    }
+    let flat = |attributes| Segment { selector: 0xb, base: 0, limit: u32::MAX, attributes };
+    vcpu.segments = [flat(0xc0f3); 6];
+    vcpu.segments[Seg::Cs as usize] = flat(0xa0fb);
+    vcpu.cpl = 3;
+    vcpu.regs.gpr[gpr::RSP] = DATA + 0x1000;
+    vcpu.rederive();
+    Guest { vcpu, ram }
+}
+
+/// Few branches, and pages that displace each other in the TLB: the shadow is what helps there.
+#[test]
+fn fills_of_the_tlb_earn_the_shadow() {
+    let mut code = vec![
+        0xb9, 0x20, 0x4e, 0, 0, // mov ecx, 20000
+        0x48, 0x8b, 0x03, // 1: mov rax, [rbx]
+        0x48, 0x8b, 0x93, // mov rdx, [rbx + ALIAS]
+    ];
+    code.extend((ALIAS as u32).to_le_bytes());
+    code.extend([
+        0xff, 0xc9, // dec ecx
+        0x75, 0xf2, // jnz 1b
+        0xf4, // hlt
+    ]);
+    let Guest { mut vcpu, mut ram } = user_guest(&code);
+    let mut engine = Translator::new(Box::new(Interp::new().unwrap()), Options::default()).unwrap();
+    while vcpu.branches < 19_000 {
+        let until = vcpu.branches + 1_003;
+        let mut cpu = Cpu { vcpu: &mut vcpu, ram: &mut ram, bus: &mut EmptyBus };
+        cpu.sync_tlb();
+        engine.run(&mut cpu, until);
+    }
+    let counters = engine.counters();
+    assert_eq!(count(&counters, "address spaces shadowed"), 1, "{counters:?}");
+    assert!(count(&counters, "TLB fills") < 20_000, "{counters:?}");
+}
+
 #[test]
 fn a_shadow_that_costs_too_much_is_lost_and_earned_again() {
     let mut code = vec![0x90; 0x1023];
@@ -436,19 +481,7 @@ fn a_shadow_that_costs_too_much_is_lost_and_earned_again() {
     code[..main.len()].copy_from_slice(&main);
     code[0x1000..].copy_from_slice(&function);
     let run = |engine: &mut dyn Engine| {
-        let Guest { mut vcpu, mut ram } = shadowed_guest(&code);
-        for at in [0x3000, 0x3008] {
-            let mut entry = [0; 8];
-            ram.read(Gpa(at), &mut entry).unwrap();
-            entry[0] |= 4; // the user's
-            ram.write(Gpa(at), &entry).unwrap();
-        }
-        let flat = |attributes| Segment { selector: 0xb, base: 0, limit: u32::MAX, attributes };
-        vcpu.segments = [flat(0xc0f3); 6];
-        vcpu.segments[Seg::Cs as usize] = flat(0xa0fb);
-        vcpu.cpl = 3;
-        vcpu.regs.gpr[gpr::RSP] = DATA + 0x1000;
-        vcpu.rederive();
+        let Guest { mut vcpu, mut ram } = user_guest(&code);
         let mut states = Vec::new();
         loop {
             let until = vcpu.branches + 1_000_003;
