@@ -1,6 +1,6 @@
 # stress-ng's classes of work, $EACH seconds for each stressor, with its own verification: the first
-# $MOST of each class. None whose operations are few instructions that write much memory (memthrash):
-# virtual time is branches, and ten seconds of those take for ever.
+# $MOST of each class. None whose operations are few instructions that write much memory, as
+# memthrash: virtual time is branches, and ten seconds of those take for ever.
 ran=0
 while read -r name stressors; do
     for stressor in $(echo $stressors | cut -d' ' -f"1-$MOST"); do

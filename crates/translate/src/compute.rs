@@ -14,7 +14,7 @@ use crate::encode::{Encoded, Memory, set_displacement};
 use crate::flags;
 use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
 use crate::mirror::Taken;
-use crate::operands::{Named, number};
+use crate::operands::{Named, number, sized};
 use crate::plan::Planned;
 use crate::site::Faults;
 
@@ -118,18 +118,6 @@ fn mirrored(code: Code) -> Option<Code> {
         Add_rm8_r8 Add_r8_rm8, Or_rm8_r8 Or_r8_rm8, Adc_rm8_r8 Adc_r8_rm8,
         Sbb_rm8_r8 Sbb_r8_rm8, And_rm8_r8 And_r8_rm8, Sub_rm8_r8 Sub_r8_rm8,
         Xor_rm8_r8 Xor_r8_rm8, Cmp_rm8_r8 Cmp_r8_rm8, Mov_rm8_r8 Mov_r8_rm8,
-    }
-}
-
-/// Host register `to` in a size.
-fn sized(to: u8, size: u8) -> Register {
-    let to = u32::from(to);
-    match size {
-        8 => Register::RAX + to,
-        4 => Register::EAX + to,
-        2 => Register::AX + to,
-        _ if to < 4 => Register::AL + to,
-        _ => Register::SPL + (to - 4),
     }
 }
 

@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::compute::{has_implicit_rax, is_bit_string, may_fault};
-use crate::operands::{OPERANDS_MAX, Operands, number};
+use crate::operands::{OPERANDS_MAX, Operands, number, sized};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,13 +94,7 @@ pub(crate) struct Pattern {
 
 /// Registers that no code implies beside operands, one for each operand and one more, by size.
 fn stand_in(operand: u8, size: u8) -> Register {
-    let first = match size {
-        1 => Register::R8L,
-        2 => Register::R8W,
-        4 => Register::R8D,
-        _ => Register::R8,
-    };
-    first + u32::from(operand)
+    sized(8 + operand, size)
 }
 
 /// The number of the stand-in for a base, behind those for operands.

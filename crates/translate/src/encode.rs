@@ -4,7 +4,7 @@
 use iced_x86::{Code, Encoder, Instruction, OpKind, Register};
 use smallvec::SmallVec;
 
-use crate::operands::Operands;
+use crate::operands::{Operands, number};
 
 /// Up to eight bytes; those behind them are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -377,9 +377,7 @@ impl Memory {
 
     /// That of an instruction, with a base of 64 bits.
     fn of(instruction: &Instruction) -> Option<Memory> {
-        let number = |register: Register| {
-            register.is_gpr64().then(|| (register as u32 - Register::RAX as u32) as u8)
-        };
+        let number = |register: Register| register.is_gpr64().then(|| number(register));
         let index = match instruction.memory_index() {
             Register::None => NO_INDEX,
             register => number(register).filter(|index| *index != NO_INDEX)?,
@@ -449,9 +447,9 @@ fn has_memory(instruction: &Instruction) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions};
-
     use super::*;
+    use crate::operands::sized;
+    use crate::tests::decoded::{decoded, xorshift};
 
     /// With its registers eight further, the instruction is what the encoder makes of that, or it
     /// is not encoded; whether it is.
@@ -461,14 +459,7 @@ mod tests {
         let home = |guest: u8| if guest == 1 { 1 } else { guest ^ 8 };
         let mut other = *instruction;
         for named in operands.named() {
-            let like = instruction.op_register(named.operand.into());
-            let to = u32::from(home(named.guest));
-            let register = match named.size {
-                1 if to < 4 => Register::AL + to,
-                1 => Register::SPL + (to - 4),
-                _ => first_like(like) + to,
-            };
-            other.set_op_register(named.operand.into(), register);
+            other.set_op_register(named.operand.into(), sized(home(named.guest), named.size));
         }
         let displacement = random as i32 >> (random >> 59);
         if operands.memory {
@@ -494,23 +485,14 @@ mod tests {
     /// encoder.
     #[test]
     fn forms_are_what_the_encoder_makes() {
-        let mut state = 2911u64;
-        let mut random = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut random = xorshift(2911);
         let first: [&[u8]; 8] =
             [&[], &[], &[0x0f], &[0x66, 0x0f], &[0xf2, 0x0f], &[0xf3, 0x0f], &[0x48], &[0x66]];
         let mut encodings = Encodings::new();
         let mut codes = vec![false; Code::values().len()];
         let mut renamed = 0;
         for _ in 0..400_000 {
-            let mut bytes = first[random() as usize % first.len()].to_vec();
-            bytes.extend(random().to_le_bytes());
-            bytes.extend(random().to_le_bytes());
-            let mut instruction = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+            let (bytes, mut instruction) = decoded(&mut random, &first);
             if instruction.is_invalid() {
                 continue;
             }

@@ -78,9 +78,7 @@ impl Tables {
         let bit = |bit: u8| *noted & bit != 0;
         FlagUse { reads: bit(4), needs: bit(2), changes: bit(1) }
     }
-}
 
-impl Tables {
     /// As [`Effects::of`].
     pub(crate) fn effects(&mut self, instruction: &Instruction, operands: &Operands) -> Effects {
         if is_special(instruction) {
@@ -95,29 +93,19 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions};
-
     use super::*;
+    use crate::tests::decoded::{decoded, xorshift};
 
     /// Random bytes, half of them behind an opcode map or a prefix that has much behind it.
     #[test]
     fn what_is_noted_for_a_code_holds_for_all_its_instructions() {
-        let mut state = 2811u64;
-        let mut random = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut random = xorshift(2811);
         let first: [&[u8]; 8] =
             [&[], &[0x0f], &[0x66, 0x0f], &[0xf2], &[0xf3], &[0x48], &[0xc4], &[0x64, 0x67]];
         let mut tables = Tables::new();
         let mut codes = vec![false; tables.codes];
         for _ in 0..400_000 {
-            let mut bytes = first[random() as usize % first.len()].to_vec();
-            bytes.extend(random().to_le_bytes());
-            bytes.extend(random().to_le_bytes());
-            let instruction = Decoder::new(64, &bytes, DecoderOptions::NONE).decode();
+            let (bytes, instruction) = decoded(&mut random, &first);
             let [sse, avx, kernel, x87, v3] = [0, 1, 2, 3, 4].map(|bit| random() >> bit & 1 != 0);
             let mode = Mode { sse, avx, kernel, x87, v3, ..Mode::default() };
             let operands = Operands::of(&instruction);

@@ -71,7 +71,7 @@ impl Merit {
         &mut self.records[space]
     }
 
-    /// Space `space` did so many branches; `shadowed` is the one that has the shadow. Whether it is
+    /// Space `space` did so much work; `shadowed` is the one that has the shadow. Whether it is
     /// to have it from now on.
     pub(super) fn note_work(
         &mut self,

@@ -4,6 +4,7 @@
 mod coverage;
 mod crossing;
 mod debugged;
+pub(crate) mod decoded;
 mod loops;
 mod random;
 mod room;

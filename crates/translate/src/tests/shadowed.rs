@@ -401,8 +401,6 @@ fn words_and_flags_stay_right_in_loops() {
     check("words", &code);
 }
 
-/// Code that writes itself all the time spends more on its shadow than it may, loses it, earns it
-/// once more, and spends it again; nothing of the one time leads into the other.
 /// As [`shadowed_guest`], at CPL 3; ALIAS is the user's as well.
 fn user_guest(code: &[u8]) -> Guest {
     let Guest { mut vcpu, mut ram } = shadowed_guest(code);
@@ -448,6 +446,8 @@ fn fills_of_the_tlb_earn_the_shadow() {
     assert!(count(&counters, "TLB fills") < 20_000, "{counters:?}");
 }
 
+/// Code that writes itself all the time spends more on its shadow than it may, loses it, earns it
+/// once more, and spends it again; nothing of the one time leads into the other.
 #[test]
 fn a_shadow_that_costs_too_much_is_lost_and_earned_again() {
     let mut code = vec![0x90; 0x1023];
