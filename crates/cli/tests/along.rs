@@ -48,7 +48,9 @@ fn recording_verifies_from_each_of_its_checkpoints_on_both_engines() {
     let disk = place.file("d.raw", &vec![7; 1 << 20]);
     let spec = format!("path={},format=raw", disk.display());
     let count = recorded(&place, "v.rec", &["--disk", &spec]);
-    assert_eq!(events(&place, "v.rec", "checkpoint").len(), count);
+    // One that was being saved when the guest powered off has its place in the log, but no folder.
+    let places = events(&place, "v.rec", "checkpoint").len();
+    assert!(places == count || places == count + 1, "{places} places of {count} checkpoints");
     let mut branches = 0;
     for number in 0..=count {
         for engine in ["translate", "interp"] {
@@ -66,6 +68,18 @@ fn recording_verifies_from_each_of_its_checkpoints_on_both_engines() {
     let none = place.run(&["verify", "v.rec", "--from-checkpoint", "99"]);
     assert_eq!(none.status.code(), Some(2));
     assert!(text(&none.stderr).contains("no checkpoint 99"), "{}", text(&none.stderr));
+    // As it is where the guest's end came before the last one was saved.
+    std::fs::remove_dir_all(place.path(&format!("v.rec/checkpoint-{count}"))).unwrap();
+    let last = count.to_string();
+    let gone = place.run(&["verify", "v.rec", "--from-checkpoint", &last]);
+    assert_eq!(gone.status.code(), Some(2));
+    assert!(
+        text(&gone.stderr).contains(&format!("no checkpoint {last}")),
+        "{}",
+        text(&gone.stderr)
+    );
+    let whole = place.run(&["verify", "v.rec"]);
+    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stderr));
     // A planted fault is found from there too.
     let log = place.path("v.rec/events.log");
     let mut changed = Vec::new();
