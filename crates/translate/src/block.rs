@@ -87,6 +87,8 @@ pub(crate) struct Emitter<'a> {
     /// The group whose address RDI holds, and what it held before this instruction.
     held: Option<usize>,
     was_held: Option<usize>,
+    /// How many bytes guest RSP is above its register ([`crate::stack::find_runs`]).
+    pub(crate) ahead: i8,
     /// The lookup being emitted is a string instruction's.
     pub(crate) in_string: bool,
     /// Offset in the page of the instruction being emitted, and of the next.
@@ -181,6 +183,7 @@ impl<'a> Emitter<'a> {
             unretired: 0,
             held: None,
             was_held: None,
+            ahead: 0,
             in_string: false,
             offset: 0,
             next: 0,
@@ -380,6 +383,7 @@ impl<'a> Emitter<'a> {
     pub(crate) fn resume_place(&mut self) -> u32 {
         self.save_flags();
         self.end_mirrors();
+        self.settle_stack();
         self.was_held = None;
         self.place()
     }

@@ -181,10 +181,11 @@ impl Emitter<'_> {
 
     /// What was emitted from `start` on may fault.
     pub(crate) fn note_fault(&mut self, start: u32, faults: Faults) {
-        let Emitter { offset, unretired, flags, budget, .. } = *self;
+        let Emitter { offset, unretired, flags, budget, ahead, .. } = *self;
         let size = u8::try_from(self.place() - start).expect("one instruction");
         let held = self.mirrors.held();
-        self.faults.push(FaultSite { start, size, offset, unretired, flags, budget, faults, held });
+        let site = FaultSite { start, size, offset, unretired, flags, budget, faults, held, ahead };
+        self.faults.push(site);
     }
 
     /// `op register, [operand]`, an access of 64 bits.
@@ -215,13 +216,14 @@ impl Emitter<'_> {
 
     /// `register` to the stack, whose pointer stays as it is.
     pub(crate) fn direct_push(&mut self, register: u8) {
-        let operand = Operand { base: GUEST_RSP, index: None, displacement: -8 };
+        let displacement = i32::from(self.ahead) - 8;
+        let operand = Operand { base: GUEST_RSP, index: None, displacement };
         self.direct_op(Op::Store, register, operand);
     }
 
     /// What `pointer` points to, to `register`.
     pub(crate) fn direct_pop(&mut self, register: u8, pointer: u8) {
-        let operand = Operand { base: pointer, index: None, displacement: 0 };
+        let operand = Operand { base: pointer, index: None, displacement: self.ahead.into() };
         self.direct_op(Op::Load, register, operand);
     }
 

@@ -1,6 +1,7 @@
 //! Which accesses of a block share one lookup in the TLB: those at constant distances from each
 //! other, by value numbers of the registers in their addresses.
 
+use cpu::gpr::{RBP, RSP};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use smallvec::{SmallVec, smallvec};
 
@@ -18,8 +19,6 @@ const SPAN_MAX: i64 = 512;
 pub(crate) const GROUPS_MAX: usize = 8;
 /// Number of the value "start of the page", for addresses relative to RIP.
 const PAGE: u16 = 16;
-const RSP: usize = 4;
-const RBP: usize = 5;
 
 /// An access that a group's lookup serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use crate::group::{self, Group, Member, Near};
 use crate::mirror::{self, Reads};
 use crate::operands::Operands;
 use crate::options::Options;
+use crate::stack;
 use crate::tables::Tables;
 
 /// Instructions of a block, whatever the options say; their numbers fit a byte.
@@ -106,6 +107,8 @@ pub(crate) struct Planned {
     pub(crate) stack: Option<Member>,
     /// Which accesses are near others, in a block whose accesses go by the host's page tables.
     pub(crate) near: Near,
+    /// The stack pointer's register need not follow what it does to that ([`stack::find_runs`]).
+    pub(crate) lags: bool,
     /// Who reads the guest registers that are kept in words next, from this one on.
     pub(crate) reads: Reads,
     pub(crate) operands: Operands,
@@ -130,7 +133,7 @@ impl Planned {
     ) -> Planned {
         let effects = tables.effects(&instruction, &operands);
         let flags = tables.flag_use(&instruction);
-        let (inside, again, operand, stack) = (false, false, None, None);
+        let (inside, again, lags, operand, stack) = (false, false, false, None, None);
         let (flags_before, flags_after, redone) = (true, true, false);
         Planned {
             instruction,
@@ -141,6 +144,7 @@ impl Planned {
             operand,
             stack,
             near: Near::default(),
+            lags,
             reads: Reads::default(),
             operands,
             effects,
@@ -209,6 +213,7 @@ impl Plan {
         self.direct = true;
         group::find_near(&mut self.insns);
         mirror::find_needs(&mut self.insns);
+        stack::find_runs(&mut self.insns);
     }
 
     /// Finds the groups anew.

@@ -3,6 +3,7 @@
 //! fall-back engine raise the guest's exception.
 
 use cpu::StatusFlags;
+use cpu::gpr::RSP;
 use native::signal::{self, Interrupted, Watch};
 
 use crate::TranslateError;
@@ -66,6 +67,8 @@ impl Translator {
         for (word, gpr) in site.held.registers() {
             leaving.cpu.vcpu.regs.gpr[gpr] = leaving.words.get(word);
         }
+        let rsp = &mut leaving.cpu.vcpu.regs.gpr[RSP];
+        *rsp = rsp.wrapping_add_signed(site.ahead.into());
         if site.budget == Budget::Rsi {
             leaving.words.set(layout::BUDGET, leaving.words.get(layout::EXIT_INDEX));
         }

@@ -104,6 +104,8 @@ pub(crate) struct FaultSite {
     pub(crate) faults: Faults,
     /// Which guest registers the scratch registers hold that their words do not.
     pub(crate) held: Held,
+    /// How many bytes guest RSP is above its register.
+    pub(crate) ahead: i8,
 }
 
 impl FaultSite {

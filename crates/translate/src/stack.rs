@@ -1,16 +1,74 @@
 //! PUSH, POP and LEAVE.
 
 use cpu::Access;
-use iced_x86::{Mnemonic, OpKind};
+use cpu::gpr::RSP;
+use iced_x86::{Mnemonic, OpKind, Register};
 
 use crate::assembler::Op;
 use crate::block::{Emitted, Emitter, Unsupported};
+use crate::classify::{Class, Unit};
 use crate::layout::{self, GUEST_RSP, HOME, Home, host};
 use crate::mirror::Taken;
 use crate::operands::number;
 use crate::plan::Planned;
 
+/// Most bytes that guest RSP may be ahead of its register.
+const AHEAD_MAX: i8 = 112;
+
+/// Notes in a block's instructions whether the stack pointer's register may stay behind after them,
+/// in a block whose accesses go by the host's page tables: PUSH and POP move it together with the
+/// next one, if nothing between them uses it. Who faults there knows how far it is behind.
+pub(crate) fn find_runs(insns: &mut [Planned]) {
+    let mut follows = false;
+    for planned in insns.iter_mut().rev() {
+        planned.lags = follows;
+        follows = moves_by_register(planned) || (follows && leaves_stack_alone(planned));
+    }
+}
+
+/// Whether it is a PUSH or POP of anything but memory and RSP.
+fn moves_by_register(planned: &Planned) -> bool {
+    let instruction = &planned.instruction;
+    let plain = match instruction.op0_kind() {
+        OpKind::Register => {
+            instruction.op0_register().is_gpr64() && instruction.op0_register() != Register::RSP
+        }
+        kind => kind != OpKind::Memory,
+    };
+    let by = instruction.stack_pointer_increment();
+    planned.class == Class::Stack
+        && matches!((instruction.mnemonic(), by), (Mnemonic::Push, -8) | (Mnemonic::Pop, 8))
+        && plain
+}
+
+/// Whether the instruction has nothing to do with RSP and leaves the block by faults only, or
+/// calls [`Emitter::settle_stack`].
+fn leaves_stack_alone(planned: &Planned) -> bool {
+    let class = match planned.class {
+        Class::Nothing | Class::Address => true,
+        Class::Compute { unit } => unit == Unit::Integer,
+        _ => false,
+    };
+    class && (planned.effects.read | planned.effects.written) & 1 << RSP == 0
+}
+
 impl Emitter<'_> {
+    /// Guest RSP moves by so many bytes; its register only if it may not stay behind.
+    fn move_stack(&mut self, planned: &Planned, by: i8) {
+        self.ahead += by;
+        if !planned.lags || self.ahead.abs() >= AHEAD_MAX {
+            self.settle_stack();
+        }
+    }
+
+    /// The stack pointer's register is right. Keeps flags.
+    pub(crate) fn settle_stack(&mut self) {
+        if self.ahead != 0 {
+            self.code.lea(GUEST_RSP, GUEST_RSP, i32::from(self.ahead));
+            self.ahead = 0;
+        }
+    }
+
     pub(crate) fn stack(&mut self, planned: &Planned) -> Emitted {
         let instruction = &planned.instruction;
         let moved = instruction.stack_pointer_increment();
@@ -103,7 +161,7 @@ impl Emitter<'_> {
             _ => return Err(Unsupported),
         };
         self.direct_push(register);
-        self.code.lea(GUEST_RSP, GUEST_RSP, -8);
+        self.move_stack(planned, -8);
         Ok(())
     }
 
@@ -115,13 +173,13 @@ impl Emitter<'_> {
             Home::Host(GUEST_RSP) => self.direct_pop(GUEST_RSP, GUEST_RSP),
             Home::Host(to) => {
                 self.direct_pop(to, GUEST_RSP);
-                self.code.lea(GUEST_RSP, GUEST_RSP, 8);
+                self.move_stack(planned, 8);
             }
             home @ Home::Word(_) => {
                 let to = self.choose_scratch(home, &[])?;
                 self.direct_pop(to, GUEST_RSP);
                 self.defer_home(to, guest);
-                self.code.lea(GUEST_RSP, GUEST_RSP, 8);
+                self.move_stack(planned, 8);
             }
         }
         Ok(())

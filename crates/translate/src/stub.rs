@@ -51,6 +51,7 @@ impl Emitter<'_> {
 
     /// A site at the instruction being emitted.
     pub(crate) fn site(&self, why: Why) -> Site {
+        assert!(self.ahead == 0, "guest RSP is in its register where a block is left");
         let Emitter { offset, unretired, in_string, .. } = *self;
         Site { why, offset, unretired, in_string }
     }

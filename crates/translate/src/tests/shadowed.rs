@@ -374,6 +374,51 @@ fn stack_pointers_may_be_anything() {
     }
 }
 
+/// The register of the stack pointer is behind while several things are pushed or popped: on pages
+/// that come into the shadow in the middle of that, and on one that is not there.
+#[test]
+fn stack_pointers_are_right_where_pushes_and_pops_fault() {
+    let user = |code: &[u8]| {
+        let mut guest = user_guest(code);
+        guest.ram.write(Gpa(SMALL_TABLE + 8), &[0; 8]).unwrap();
+        guest
+    };
+    let moves = [
+        0x50, // push rax
+        0x41, 0x51, // push r9
+        0x4c, 0x89, 0xca, // mov rdx, r9
+        0x6a, 0x05, // push 5
+        0x4c, 0x03, 0x7b, 0x08, // add r15, [rbx + 8]
+        0x53, // push rbx
+        0x5e, // pop rsi
+        0x41, 0x5a, // pop r10
+        0x4d, 0x8d, 0x4a, 0x03, // lea r9, [r10 + 3]
+        0x41, 0x5c, // pop r12
+        0x58, // pop rax
+        0x41, 0x5f, // pop r15
+        0x5f, // pop rdi
+        0x41, 0x59, // pop r9
+    ];
+    for (page, slot) in [1, 2, 3].into_iter().flat_map(|page| (0..8).map(move |slot| (page, slot)))
+    {
+        for at in [SMALL + (page << 12) + 8 * slot, SMALL + (page << 12) - 8 * slot] {
+            let mut code = vec![0xb9, 3, 0, 0, 0, 0x48, 0xbc]; // mov ecx, 3; 1: mov rsp, at
+            code.extend(at.to_le_bytes());
+            code.extend(moves);
+            code.extend([0xff, 0xc9]); // dec ecx
+            let back = 5 - (code.len() as i8 + 2);
+            code.extend([0x75, back as u8, 0x0f, 0x0b]); // jnz 1b; ud2
+            let interp = || Box::new(Interp::new().unwrap());
+            let expected = trace_guest(interp(), user(&code), 1);
+            for options in settings() {
+                let engine = Box::new(Translator::new(interp(), options).unwrap());
+                let got = trace_guest(engine, user(&code), 1);
+                assert!(got == expected, "{at:#x}, {options:?}\n{got:x?}\n{expected:x?}");
+            }
+        }
+    }
+}
+
 /// Registers that are kept in words, more than scratch registers can hold, between accesses, with
 /// flags that are read later, and stops at every branch.
 #[test]
