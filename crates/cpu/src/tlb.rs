@@ -488,6 +488,39 @@ mod tests {
         }
     }
 
+    /// A page-table page that a kernel took out of its place is a table elsewhere, or none, later.
+    #[test]
+    fn tlb_page_tables_taken_out_of_their_place_lead_nowhere() {
+        let reach = |first, shift| Some(Reach { first, shift });
+        let taken_out: [(usize, Option<u16>); 2] = [(6, Some(1)), (5, None)];
+        for (page, index) in taken_out {
+            let mut tlb = Tlb::new();
+            tlb.begin_following(SIDE_USER, 1);
+            let read = |tlb: &Tlb, gva| tlb.lookup_read(SIDE_USER, gva).is_some();
+            tlb.note_table(6, reach(0, 21), false);
+            tlb.note_table(5, reach(0x20_0000, 12), false);
+            tlb.insert(SIDE_USER, 0x20_3000, 0x7000, ALL);
+            tlb.follow(0x20_3000, 0x7000, 1, true);
+            tlb.forget(page, index);
+            assert!(!read(&tlb, 0x20_3000) && tlb.followed(0x20_3000).is_none());
+            // Another one is there now, and what was there is not a table any more.
+            tlb.note_table(7, reach(0x20_0000, 12), false);
+            tlb.insert(SIDE_USER, 0x20_3000, 0x8000, ALL);
+            tlb.follow(0x20_3000, 0x8000, 1, true);
+            let changes = tlb.changes();
+            tlb.forget(5, None);
+            assert!(read(&tlb, 0x20_3000) && tlb.followed(0x20_3000) == Some(true));
+            assert_eq!(tlb.changes(), changes);
+            // A table elsewhere.
+            tlb.note_table(5, reach(0x40_0000, 12), false);
+            tlb.insert(SIDE_USER, 0x40_3000, 0x9000, ALL);
+            tlb.forget(5, Some(3));
+            assert!(read(&tlb, 0x20_3000) && !read(&tlb, 0x40_3000));
+            tlb.forget(7, Some(3));
+            assert!(!read(&tlb, 0x20_3000));
+        }
+    }
+
     #[test]
     fn tlb_new_space_takes_over_the_upper_half_and_what_is_forgotten_is_forgotten_there() {
         const DIRECT: u64 = 0xffff_8880_0000_0000;

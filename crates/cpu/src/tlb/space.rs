@@ -24,11 +24,15 @@ pub(crate) struct Reach {
     pub(crate) shift: u32,
 }
 
+/// Stands for a page-table page of which nothing is cached any more.
+const GONE: usize = usize::MAX;
+
 /// A page-table page that cached walks went through.
 #[derive(Clone, Copy, Default)]
 struct Table {
     /// [`Space::flushes`] when this was noted; another number means nothing is known.
     flushes: u64,
+    /// Its index in RAM, or [`GONE`].
     page: usize,
     /// Unless it is too much to be forgotten piece by piece, or walks differ.
     reach: Option<Reach>,
@@ -136,23 +140,19 @@ impl Space {
 
     /// See [`super::Tlb::note_table`].
     pub(super) fn note_table(&mut self, page: usize, reach: Option<Reach>, upper: bool) {
-        let flushes = self.flushes;
-        let found = self.places(page).find(|&at| {
-            let table = &self.tables[at];
-            table.flushes != flushes || table.page == page
-        });
-        let Some(at) = found else {
-            self.tables_lost = true;
-            return;
-        };
-        let table = &mut self.tables[at];
-        if table.flushes != flushes {
-            *table = Table { flushes, page, reach, upper };
-        } else {
+        if let Some(at) = self.table(page) {
+            let table = &mut self.tables[at];
             table.upper |= upper;
             if table.reach != reach {
                 table.reach = None;
             }
+            return;
+        }
+        let flushes = self.flushes;
+        let is_free = |table: &Table| table.flushes != flushes || table.page == GONE;
+        match self.places(page).find(|&at| is_free(&self.tables[at])) {
+            Some(at) => self.tables[at] = Table { flushes, page, reach, upper },
+            None => self.tables_lost = true,
         }
     }
 
@@ -163,7 +163,8 @@ impl Space {
         if other.tables_lost {
             return;
         }
-        let known = |table: &&Table| table.flushes == other.flushes && table.upper;
+        let known =
+            |table: &&Table| table.flushes == other.flushes && table.page != GONE && table.upper;
         for table in other.tables.iter().filter(known) {
             self.note_table(table.page, table.reach, true);
         }
@@ -189,29 +190,55 @@ impl Space {
         (0..PROBES).map(move |probe| (page + probe) % TABLES)
     }
 
+    /// Where among them it is.
+    fn table(&self, page: usize) -> Option<usize> {
+        let mut current =
+            self.places(page).take_while(|&at| self.tables[at].flushes == self.flushes);
+        current.find(|&at| self.tables[at].page == page)
+    }
+
+    /// Nothing is cached any more of what lower tables are for in the two to the power of `shift`
+    /// bytes from `first` on: a guest may use those pages for something else, or elsewhere.
+    fn drop_tables(&mut self, first: u64, shift: u32) {
+        let flushes = self.flushes;
+        for table in self.tables.iter_mut().filter(|table| table.flushes == flushes) {
+            if let Some(reach) = table.reach
+                && reach.shift < shift
+                && (reach.first ^ first) >> shift == 0
+            {
+                table.page = GONE;
+            }
+        }
+    }
+
     /// See [`super::Tlb::forget`]. Whether there was something to be forgotten.
     pub(super) fn forget(&mut self, page: usize, index: Option<u16>) -> bool {
         if self.tables_lost {
             self.flush();
             return true;
         }
-        let known = self.places(page).map(|at| self.tables[at]);
-        let mut current = known.take_while(|table| table.flushes == self.flushes);
-        let Some(table) = current.find(|table| table.page == page) else {
+        let Some(at) = self.table(page) else {
             // No walk came through it since all were forgotten.
             return false;
         };
-        let pages = match (table.reach, index) {
-            (Some(Reach { first, shift: PAGE_SHIFT }), None) => (first, 512),
+        let (first, pages) = match (self.tables[at].reach, index) {
+            (Some(Reach { first, shift: PAGE_SHIFT }), None) => {
+                self.tables[at].page = GONE;
+                (first, 512)
+            }
             (Some(Reach { first, shift }), Some(index)) => {
-                (first + (u64::from(index) << shift), 1 << (shift - PAGE_SHIFT))
+                let first = first + (u64::from(index) << shift);
+                if shift > PAGE_SHIFT {
+                    self.drop_tables(first, shift);
+                }
+                (first, 1 << (shift - PAGE_SHIFT))
             }
             _ => {
                 self.flush();
                 return true;
             }
         };
-        for gva in (0..pages.1).map(|page| pages.0 + (page << PAGE_SHIFT)) {
+        for gva in (0..pages).map(|page| first + (page << PAGE_SHIFT)) {
             for side in 0..SIDE_NONE {
                 self.forget_page(side, gva);
             }
