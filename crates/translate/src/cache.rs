@@ -522,6 +522,7 @@ impl Cache {
         let entry = at as u32 + block.entries.saved;
         let host_entry = at as u32 + block.entries.host;
         region.made.push(Made { page, key, entry });
+        self.code.provide(at..region.used, region.end);
         self.code.write(at, block.code.bytes());
         self.regions.add(&block.sites, &block.faults);
         self.workshop.recycle(block);

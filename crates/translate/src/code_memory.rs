@@ -1,8 +1,11 @@
 //! Memory for translations: one memfd mapped twice, writable here, executable there.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
+
+use types::PAGE_SIZE;
 
 use crate::TranslateError;
 
@@ -11,7 +14,12 @@ pub(crate) struct CodeMemory {
     writable: *mut u8,
     executable: *const u8,
     size: usize,
+    /// Where the host provided pages last.
+    provided: Range<usize>,
 }
+
+/// Bytes that the host provides together: a fault for each page of each view takes longer.
+const TOGETHER: usize = 256 << 10;
 
 // SAFETY: the mappings belong to this value alone and are not bound to a thread.
 unsafe impl Send for CodeMemory {}
@@ -50,7 +58,7 @@ impl CodeMemory {
             // SAFETY: mapped just above with this size; nothing refers to it.
             unsafe { libc::munmap(writable.cast(), size) };
         })?;
-        Ok(CodeMemory { writable, executable, size })
+        Ok(CodeMemory { writable, executable, size, provided: 0..0 })
     }
 
     /// Address of the executable view.
@@ -67,6 +75,27 @@ impl CodeMemory {
         // SAFETY: this is the whole writable view, a shared mapping of a file: what was written
         // stays there, and only page-table entries go.
         unsafe { libc::madvise(self.writable.cast(), self.size, libc::MADV_DONTNEED) };
+    }
+
+    /// Has the host provide the pages at `range` and some behind it, up to `end`, where it does not
+    /// have them: code is about to fill them one after the other. Where the host cannot do that
+    /// (before Linux 5.14) each page comes when it is touched.
+    pub(crate) fn provide(&mut self, range: Range<usize>, end: usize) {
+        if self.provided.contains(&range.start) && range.end <= self.provided.end {
+            return;
+        }
+        let start = range.start & !(PAGE_SIZE as usize - 1);
+        let end = (start + TOGETHER).max(range.end).min(end);
+        assert!(start <= end && end <= self.size);
+        for (view, advice) in [
+            (self.writable, libc::MADV_POPULATE_WRITE),
+            (self.executable.cast_mut(), libc::MADV_POPULATE_READ),
+        ] {
+            // SAFETY: the range is inside the view, asserted above; its pages are there
+            // afterwards, with what they hold.
+            unsafe { libc::madvise(view.add(start).cast(), end - start, advice) };
+        }
+        self.provided = start..end;
     }
 
     /// Puts `code` at `offset`.

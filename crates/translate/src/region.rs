@@ -12,6 +12,10 @@ pub(crate) const REGIONS: usize = 16;
 const SITE_BITS: u32 = 24;
 /// A region with less than this part of its bytes in use is emptied before its turn.
 const SPARSE: usize = 4;
+/// How many bytes of code there are for each site, and for each instruction that may fault, or few
+/// more.
+const BYTES_OF_SITE: usize = 16;
+const BYTES_OF_FAULT: usize = 32;
 
 /// A translation that was put into a region.
 #[derive(Clone, Copy)]
@@ -90,7 +94,13 @@ impl Regions {
     }
 
     pub(crate) fn add(&mut self, sites: &[Site], faults: &[FaultSite]) {
+        let size = self.size;
         let region = self.current();
+        if region.sites.is_empty() {
+            // What is not used takes no memory, and what is used is never moved.
+            region.sites.reserve(size / BYTES_OF_SITE);
+            region.faults.reserve(size / BYTES_OF_FAULT);
+        }
         region.sites.extend(sites);
         region.faults.extend(faults);
     }
@@ -143,8 +153,8 @@ impl Regions {
     /// Bytes that the tables beside the code take.
     pub(crate) fn table_bytes(&self) -> usize {
         let of = |region: &Region| {
-            region.sites.capacity() * size_of::<Site>()
-                + region.faults.capacity() * size_of::<FaultSite>()
+            region.sites.len() * size_of::<Site>()
+                + region.faults.len() * size_of::<FaultSite>()
                 + region.made.capacity() * size_of::<Made>()
         };
         self.regions.iter().map(of).sum()
