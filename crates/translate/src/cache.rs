@@ -23,6 +23,7 @@ use crate::classify::Mode;
 use crate::code_memory::CodeMemory;
 use crate::crossing::Gates;
 use crate::encode::Encodings;
+use crate::entry::{STACK_CHECK, STACK_CHECK_SIZE};
 use crate::fetch::{fetch_place, mark_code, page_reader};
 use crate::key::BlockKey;
 use crate::layout::{BRANCH_SLOTS, BranchSlot, Flags, branch_slot};
@@ -127,6 +128,7 @@ pub(crate) struct Jump {
 pub(crate) struct FarBranch {
     pub(crate) constant: u32,
     pub(crate) stub: u32,
+    pub(crate) direct: bool,
 }
 
 /// The cache.
@@ -571,7 +573,9 @@ impl Cache {
         let Some(page) = self.pages.get_mut(&number) else { return };
         page.far_links.push(FarLink { branch, entry });
         self.regions.of(branch.constant).linked.insert(number);
-        self.lead(branch.constant + FAR_TARGET, entry);
+        let checks = branch.direct && self.code.has(entry as usize, &STACK_CHECK);
+        let trusted = entry + if checks { u32::from(STACK_CHECK_SIZE) } else { 0 };
+        self.lead(branch.constant + FAR_TARGET, trusted);
         self.lead(branch.constant + FAR_DIFFERS, self.workshop.trampolines.branch);
         self.code.write(branch.constant as usize, &key.to_le_bytes());
     }

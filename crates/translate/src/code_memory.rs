@@ -98,6 +98,15 @@ impl CodeMemory {
         self.provided = start..end;
     }
 
+    /// Whether `bytes` are at `offset`.
+    pub(crate) fn has(&self, offset: usize, bytes: &[u8]) -> bool {
+        assert!(offset <= self.size && bytes.len() <= self.size - offset);
+        // SAFETY: the range is inside the writable view, asserted above; no other reference to it
+        // exists while this one does.
+        let there = unsafe { std::slice::from_raw_parts(self.writable.add(offset), bytes.len()) };
+        there == bytes
+    }
+
     /// Puts `code` at `offset`.
     pub(crate) fn write(&mut self, offset: usize, code: &[u8]) {
         assert!(offset <= self.size && code.len() <= self.size - offset);

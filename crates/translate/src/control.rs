@@ -32,6 +32,10 @@ pub(crate) enum Arrival {
     Call,
 }
 
+/// Most bytes that a return may drop beside its address for the stack pointer to be as good as
+/// checked: it is so near to what the return read.
+const DROPPED_MAX: i32 = 4096;
+
 /// The condition as encoded.
 fn condition_number(code: ConditionCode) -> Option<u8> {
     use ConditionCode::*;
@@ -164,7 +168,7 @@ impl Emitter<'_> {
         self.code.put(&[0x48, 0x39, 0xf7]); // cmp rdi, rsi
         let differs = self.code.jump_if(condition::NOT_EQUAL);
         self.code.jump();
-        self.leave_if(differs, Why::Far { constant, stub: 0 });
+        self.leave_if(differs, Why::Far { constant, stub: 0, direct: self.direct });
     }
 
     /// The target of an indirect branch, looked up: offset in its page to RDI, entry to RSI.
@@ -364,6 +368,10 @@ impl Emitter<'_> {
         };
         let resume = self.resume_place();
         if self.is_direct(8) {
+            // The stack pointer is not checked where it arrives.
+            if dropped > DROPPED_MAX {
+                return Err(Unsupported);
+            }
             self.check_stack(planned, GUEST_RSP);
             self.direct_pop(host::RDI, GUEST_RSP);
             self.arrive_linear(Arrival::Return(8 + dropped), resume);

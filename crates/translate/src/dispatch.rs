@@ -417,8 +417,8 @@ impl Translator {
             leaving.settle(rip, site.unretired);
             return Next::Boundary;
         }
-        if let Why::Far { constant, stub } = site.why {
-            return self.link_far(leaving, FarBranch { constant, stub });
+        if let Why::Far { constant, stub, direct } = site.why {
+            return self.link_far(leaving, FarBranch { constant, stub, direct });
         }
         let rip = leaving.words.get(layout::PAGE).wrapping_add(u64::from(site.offset));
         leaving.settle(rip, site.unretired);

@@ -9,7 +9,8 @@
 //! registers: a budget below 0, shifted, is no address, and the load faults. Blocks that jumps of
 //! their page came to first begin so. Others of such code, and those that have to look at words,
 //! begin as on the left, behind a store of RSI for who comes from RFLAGS. Who comes from AX has the
-//! stack pointer checked, on which that code relies ([`crate::group::find_near`]).
+//! stack pointer checked, on which that code relies ([`crate::group::find_near`]), unless it comes
+//! from such code ([`STACK_CHECK`]).
 
 use memory::VISIT_SIZE;
 use types::PAGE_SIZE;
@@ -27,6 +28,13 @@ use crate::trampoline::Trampolines;
 pub(crate) const SOFT_MARGIN: u32 = 3_000;
 /// ...if it is longer than this.
 pub(crate) const SOFT_RUN: u64 = 2 * SOFT_MARGIN as u64;
+
+/// How blocks begin whose accesses go by the host's page tables, and no other code: with the check
+/// of the stack pointer. Who comes from such a block to that entry had it checked, and enters
+/// behind it.
+pub(crate) const STACK_CHECK: [u8; 4] = [0xc4, 0xc2, 0xdb, 0xf7]; // shrx .., r11, rsp
+/// Bytes of the check.
+pub(crate) const STACK_CHECK_SIZE: u8 = 13;
 
 /// Offsets of a block's entries.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,7 +104,10 @@ impl Emitter<'_> {
         self.check_stack_on_entry();
         self.code.op_word(Op::Load, host::RSI, layout::BUDGET);
         self.compare_budget();
-        self.code.restore_flags();
+        // The budget lasts, so nobody asks for flags that the block replaces first.
+        if plan.insns.first().is_none_or(|first| first.flags_before) {
+            self.code.restore_flags();
+        }
         self.entries.host = self.code.here() as u32;
         (self.flags, self.budget) = (Flags::Host, Budget::Rsi);
         self.code.lea(host::RSI, host::RSI, -i32::from(self.unretired));
@@ -139,7 +150,10 @@ impl Emitter<'_> {
     /// Before the block's branches were taken off the budget.
     fn check_stack_on_entry(&mut self) {
         let branches = std::mem::take(&mut self.unretired);
+        let start = self.code.here();
         self.check_stack_pointer(Faults::Check);
+        let check = self.code.bytes().get(start..).expect("just emitted");
+        assert!(check.starts_with(&STACK_CHECK) && check.len() == usize::from(STACK_CHECK_SIZE));
         self.unretired = branches;
     }
 

@@ -4,6 +4,7 @@
 use types::{PAGE_MASK, PAGE_SIZE};
 
 use crate::classify::Mode;
+use crate::entry::STACK_CHECK_SIZE;
 use crate::layout::BranchSlot;
 
 /// Slots: a target's is the one of its last bits.
@@ -65,14 +66,16 @@ impl Linear {
         }
     }
 
-    /// The translation at host address `target`, of code at `offset` of a page, goes.
+    /// The translation with its entry at host address `target`, of code at `offset` of a page,
+    /// goes.
     pub(crate) fn forget_target(&mut self, offset: u16, target: u64) {
         if self.of.is_none() {
             return;
         }
         for page in 0..PAGES {
             let index = page * PAGE_SIZE as usize + usize::from(offset);
-            if self.slots[index].target == target {
+            let behind = self.slots[index].target.wrapping_sub(target);
+            if behind == 0 || behind == u64::from(STACK_CHECK_SIZE) {
                 self.slots[index] = free(index);
             }
         }

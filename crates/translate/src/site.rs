@@ -55,6 +55,8 @@ pub(crate) enum Why {
         constant: u32,
         /// Offset in code memory of the code that leaves by this site.
         stub: u32,
+        /// As in `Link`.
+        direct: bool,
     },
     /// The instruction here reaches into the next page, and that is another one than when it was
     /// translated to the block with this entry.

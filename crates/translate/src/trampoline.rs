@@ -6,6 +6,7 @@ use std::mem::offset_of;
 use cpu::{Registers, gpr};
 
 use crate::assembler::{Assembler, Op, condition};
+use crate::entry::{STACK_CHECK, STACK_CHECK_SIZE};
 use crate::layout::{self, BRANCH_SLOTS, Budget, Flags, HOME, Home, host};
 use crate::linear::{SLOT_MASK, SLOT_SHIFT};
 use crate::site::{SITE_FAULT, SITE_LOOKUP};
@@ -250,6 +251,12 @@ fn arrive(code: &mut Assembler, lookup: usize) {
     let miss = look_up_branch(code);
     code.bind(miss, lookup);
     code.op_memory(Op::Load, host::RDI, host::RSI, 8);
+    // Who arrives had the stack pointer checked.
+    code.put(&[0x81, 0x3f]); // cmp dword [rdi], ..
+    code.put(&STACK_CHECK);
+    let other = code.jump_if(condition::NOT_EQUAL);
+    code.put(&[0x48, 0x83, 0xc7, STACK_CHECK_SIZE]); // add rdi, ..
+    code.bind(other, code.here());
     code.op_word(Op::Store, host::RDI, layout::TARGET);
     code.op_word(Op::Load, host::RDI, layout::ARRIVED);
     find_linear(code);

@@ -419,6 +419,39 @@ fn stack_pointers_are_right_where_pushes_and_pops_fault() {
     }
 }
 
+/// A return that drops much moves the stack pointer far from what it read, and nothing checks it
+/// where it arrives; the flags that it arrives with are replaced there, or read.
+#[test]
+fn stack_pointers_are_right_behind_returns_that_drop_something() {
+    const FUNCTION: usize = 0x40;
+    let flags: [&[u8]; 2] = [
+        &[0x48, 0x85, 0xd2],       // test rdx, rdx
+        &[0x48, 0x83, 0xd2, 0x03], // adc rdx, 3
+    ];
+    for dropped in [0u16, 8, 0xff8, 0x1000, 0x1008, 0xfff8] {
+        for flags in flags {
+            let mut code = vec![0xb9, 9, 0, 0, 0, 0x48, 0xbc]; // mov ecx, 9; 1: mov rsp, ..
+            code.extend((DATA + 0x7ff8).to_le_bytes());
+            code.extend([0x83, 0xf9, 0x05]); // cmp ecx, 5
+            let call = FUNCTION - (code.len() + 5);
+            code.extend([0xe8, call as u8, 0, 0, 0]); // call function
+            code.extend(flags);
+            code.extend([
+                0x48, 0x11, 0xda, // adc rdx, rbx
+                0x4c, 0x8d, 0x44, 0x24, 0x10, // lea r8, [rsp + 16]
+                0x4c, 0x03, 0x4c, 0x24, 0xf8, // add r9, [rsp - 8]
+                0xff, 0xc9, // dec ecx
+            ]);
+            let back = 5 - (code.len() as i8 + 2);
+            code.extend([0x75, back as u8, 0xf4]); // jnz 1b; hlt
+            code.resize(FUNCTION, 0x90);
+            code.push(0xc2); // function: ret dropped
+            code.extend(dropped.to_le_bytes());
+            check("returns", &code);
+        }
+    }
+}
+
 /// Registers that are kept in words, more than scratch registers can hold, between accesses, with
 /// flags that are read later, and stops at every branch.
 #[test]
