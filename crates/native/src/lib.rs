@@ -24,6 +24,7 @@ mod tests;
 
 pub use fault::NativeFault;
 pub use operand::Operand;
+pub use plan::sized;
 pub use rewrite::{is_computation, uses_x87};
 pub use stubs::{Stub, Stubs};
 pub use support::support;

@@ -239,10 +239,11 @@ fn explicit_gprs(instruction: &Instruction) -> u16 {
         .fold(0, |set, register| set | 1 << register.full_register().number())
 }
 
-/// Register `number` in the size of `like`.
-pub(crate) fn sized(number: u8, like: Register) -> Register {
+/// The general register of a number in a size in bytes; never a high byte (SDM vol. 2, 3.1.1.1).
+#[inline]
+pub fn sized(number: u8, size: usize) -> Register {
     let number = u32::from(number);
-    match like.size() {
+    match size {
         8 => Register::RAX + number,
         4 => Register::EAX + number,
         2 => Register::AX + number,
@@ -262,7 +263,7 @@ fn rename_operands(plan: &mut Plan) {
         }
         let guest = register.full_register().number() as u8;
         if let Some(placed) = plan.gprs.iter().find(|placed| placed.guest == guest) {
-            let renamed = sized(placed.host, register);
+            let renamed = sized(placed.host, register.size());
             plan.instruction.set_op_register(operand, renamed);
         }
     }
@@ -273,5 +274,5 @@ fn to_bit_string(plan: &mut Plan, scratch: u8) {
     let store = plan.instruction.mnemonic() != Mnemonic::Bt;
     plan.bit_string = Some(BitString { scratch, size: like.size(), store });
     plan.instruction.set_op0_kind(OpKind::Register);
-    plan.instruction.set_op0_register(sized(scratch, like));
+    plan.instruction.set_op0_register(sized(scratch, like.size()));
 }

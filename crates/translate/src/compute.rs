@@ -14,7 +14,7 @@ use crate::encode::{Encoded, Memory, set_displacement};
 use crate::flags;
 use crate::layout::{Flags, GUEST_RAX, HOME, Home, host};
 use crate::mirror::Taken;
-use crate::operands::{Named, number, sized};
+use crate::operands::{Named, number};
 use crate::plan::Planned;
 use crate::site::Faults;
 
@@ -313,8 +313,8 @@ impl Emitter<'_> {
         test.set_segment_prefix(Register::None);
         test.set_has_lock_prefix(false);
         test.set_op0_kind(OpKind::Register);
-        test.set_op0_register(sized(host::RSI, bits.size() as u8));
-        test.set_op1_register(sized(offset, bits.size() as u8));
+        test.set_op0_register(native::sized(host::RSI, bits.size()));
+        test.set_op1_register(native::sized(offset, bits.size()));
         self.encode(&test)?;
         if writes {
             self.code.put(&[rex, 0x89, 0x37]); // mov [rdi], rsi
@@ -446,7 +446,9 @@ impl Emitter<'_> {
                 continue;
             }
             let to = placing.place(self, named, high_byte, &mut taken, planned)?;
-            placing.instruction.set_op_register(u32::from(named.operand), sized(to, named.size));
+            placing
+                .instruction
+                .set_op_register(u32::from(named.operand), native::sized(to, named.size.into()));
         }
         Ok(placing)
     }

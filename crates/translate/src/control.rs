@@ -34,7 +34,7 @@ pub(crate) enum Arrival {
 
 /// Most bytes that a return may drop beside its address for the stack pointer to be as good as
 /// checked: it is so near to what the return read.
-const DROPPED_MAX: i32 = 4096;
+pub(crate) const DROPPED_MAX: i32 = 4096;
 
 /// The condition as encoded.
 fn condition_number(code: ConditionCode) -> Option<u8> {

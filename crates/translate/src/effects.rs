@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::compute::{has_implicit_rax, is_bit_string, may_fault};
-use crate::operands::{OPERANDS_MAX, Operands, number, sized};
+use crate::operands::{OPERANDS_MAX, Operands, number};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(crate) struct Pattern {
 
 /// Registers that no code implies beside operands, one for each operand and one more, by size.
 fn stand_in(operand: u8, size: u8) -> Register {
-    sized(8 + operand, size)
+    native::sized(8 + operand, size.into())
 }
 
 /// The number of the stand-in for a base, behind those for operands.

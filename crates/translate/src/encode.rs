@@ -448,7 +448,6 @@ fn has_memory(instruction: &Instruction) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operands::sized;
     use crate::tests::decoded::{decoded, xorshift};
 
     /// With its registers eight further, the instruction is what the encoder makes of that, or it
@@ -459,7 +458,10 @@ mod tests {
         let home = |guest: u8| if guest == 1 { 1 } else { guest ^ 8 };
         let mut other = *instruction;
         for named in operands.named() {
-            other.set_op_register(named.operand.into(), sized(home(named.guest), named.size));
+            other.set_op_register(
+                named.operand.into(),
+                native::sized(home(named.guest), named.size.into()),
+            );
         }
         let displacement = random as i32 >> (random >> 59);
         if operands.memory {

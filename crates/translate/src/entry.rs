@@ -152,7 +152,7 @@ impl Emitter<'_> {
         let branches = std::mem::take(&mut self.unretired);
         let start = self.code.here();
         self.check_stack_pointer(Faults::Check);
-        let check = self.code.bytes().get(start..).expect("just emitted");
+        let check = &self.code.bytes()[start..];
         assert!(check.starts_with(&STACK_CHECK) && check.len() == usize::from(STACK_CHECK_SIZE));
         self.unretired = branches;
     }

@@ -6,12 +6,14 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use smallvec::{SmallVec, smallvec};
 
 use crate::classify::Class;
+use crate::control::DROPPED_MAX;
 use crate::direct;
 use crate::effects::is_read;
 use crate::flags;
 use crate::operands::number;
 use crate::plan::Planned;
 use crate::shadow::MARGIN;
+use crate::stack::AHEAD_MAX;
 
 /// Bytes from the first to the last of a group.
 const SPAN_MAX: i64 = 512;
@@ -65,7 +67,9 @@ pub(crate) struct Near {
 pub(crate) const BESIDE_MAX: i64 = 0x4000;
 /// How far from what was checked an access may be, the distance above counted once more.
 const NEAR_MAX: i64 = 0x8000;
-const _: () = assert!(NEAR_MAX + BESIDE_MAX + 64 < MARGIN as i64);
+/// The stack pointer, where nothing checks it once more, is no further than this from what was.
+const STACK_MAX: i64 = 8 + DROPPED_MAX as i64 + AHEAD_MAX as i64;
+const _: () = assert!(NEAR_MAX + BESIDE_MAX + 64 + STACK_MAX < MARGIN as i64);
 
 /// Notes in a block's instructions which of their accesses are near others. The stack pointer was
 /// checked before the block. What pushes or pops moves it no further than it accessed; after

@@ -53,18 +53,6 @@ pub(crate) fn number(register: Register) -> u8 {
     general(register).map_or_else(|| register.number() as u8, |named| named.guest)
 }
 
-/// The general register of a number in a size in bytes; never a high byte.
-pub(crate) fn sized(number: u8, size: u8) -> Register {
-    let number = u32::from(number);
-    match size {
-        8 => Register::RAX + number,
-        4 => Register::EAX + number,
-        2 => Register::AX + number,
-        _ if number < 4 => Register::AL + number,
-        _ => Register::SPL + (number - 4),
-    }
-}
-
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Operands {

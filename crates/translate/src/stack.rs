@@ -13,7 +13,7 @@ use crate::operands::number;
 use crate::plan::Planned;
 
 /// Most bytes that guest RSP may be ahead of its register.
-const AHEAD_MAX: i8 = 112;
+pub(crate) const AHEAD_MAX: i8 = 112;
 
 /// Notes in a block's instructions whether the stack pointer's register may stay behind after them,
 /// in a block whose accesses go by the host's page tables: PUSH and POP move it together with the

@@ -41,14 +41,7 @@ impl Random {
 
     /// A register to compute with.
     fn register(&mut self, size: usize) -> Register {
-        let number = self.one(&FREE) as u32;
-        match size {
-            8 => Register::RAX + number,
-            4 => Register::EAX + number,
-            2 => Register::AX + number,
-            _ if number < 4 => Register::AL + number,
-            _ => Register::SPL + (number - 4),
-        }
+        native::sized(self.one(&FREE) as u8, size)
     }
 
     /// Memory near a pointer, now and then across two pages or in two pages with one TLB entry.
